@@ -1,0 +1,3 @@
+//! The `selfstream` program.
+
+fn main() {}
