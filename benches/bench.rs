@@ -1,1 +1,15 @@
-fn main(){}
+//! Benchmarks: one file a stage, `cargo bench`.
+
+mod augment;
+mod decode;
+mod evaluate;
+mod ops;
+mod serve;
+
+/// As in the program itself.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    divan::main();
+}

@@ -1,9 +1,54 @@
 //! Snapshots: immutable encoders named by their hash, and the registry readers take them from.
 
+mod file;
+
+pub use file::{Encoded, read};
+
 use crate::augment::Preprocess;
+use crate::setting::{Invalid, within};
 use arc_swap::ArcSwapOption;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// `[snapshot]`: how often the encoder goes live, and what is kept of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// A snapshot after this many steps...
+    pub every_steps: u64,
+    /// ...or after this long, whichever comes first.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
+    /// Versions that stay in memory and answer by name.
+    pub resident: usize,
+    /// Folder in which published versions are kept; unset, they are not.
+    pub dir: Option<PathBuf>,
+    /// Versions that are kept there.
+    pub keep: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { every_steps: 200, every: Duration::from_secs(20), resident: 4, dir: None, keep: 20 }
+    }
+}
+
+impl Config {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first value that is not allowed, by key.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        within("snapshot.every_steps", self.every_steps, 1.., "at least 1")?;
+        let seconds = self.every.as_secs_f64();
+        within("snapshot.every", seconds, 0.1..=86_400.0, "from 100ms to 1day")?;
+        within("snapshot.resident", self.resident, 1..=1000, "from 1 to 1000")?;
+        within("snapshot.keep", self.keep, 1.., "at least 1")
+    }
+}
 
 /// What serving needs of an encoder: a pure function of prepared images.
 pub trait Encode: Send + Sync {

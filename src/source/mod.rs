@@ -1,10 +1,159 @@
-//! Where images come from. A source hands records on in the order of their offsets.
-
-use bytes::Bytes;
-use std::fmt;
-use std::sync::Arc;
+//! Where images come from.
+//!
+//! The contract of a source: it hands records on in the order of their offsets within a partition,
+//! asks the learner where to begin before it reads a partition, tells it before it gives one up,
+//! and tells the broker what is done only when a checkpoint has been written. It stops soon after
+//! `stop` is cancelled, but goes on committing until the learner has ended.
+//!
+//! To add a source:
+//! 1. write `src/source/NAME.rs` with its `Config` and an impl of [`Source`];
+//! 2. add `pub mod NAME;` and a variant to [`Kind`];
+//! 3. add its row where `pipeline.rs` builds the source;
+//! 4. run `scripts/test source`.
 
 pub mod collection;
+pub mod folder;
+pub mod kafka;
+pub mod offsets;
+
+use bytes::Bytes;
+use offsets::{NextOffsets, Partition};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// `[source]`: what is read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `kafka` reads the topics of `[kafka]`; `folder` streams the files of `[folder]`.
+    pub kind: Kind,
+}
+
+/// The sources there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Topics of a Kafka cluster.
+    #[default]
+    Kafka,
+    /// A folder or tar of image files.
+    Folder,
+}
+
+/// A stream of records.
+pub trait Source: Send {
+    /// Reads until the stream ends or `link.stop` is cancelled. Runs on a thread of its own.
+    ///
+    /// # Errors
+    /// Whatever makes going on impossible; outages that may pass are waited out.
+    fn run(self: Box<Self>, link: Link) -> anyhow::Result<()>;
+}
+
+/// What a source is connected to.
+pub struct Link {
+    /// Takes the records.
+    pub records: Box<dyn Downstream>,
+    /// Reaches the learner.
+    pub learner: LearnerLink,
+    /// Checkpoints that have been written; ends when the learner has.
+    pub commits: mpsc::Receiver<Commit>,
+    /// Cancelled when the source is to end.
+    pub stop: CancellationToken,
+}
+
+/// The next stage, as a source sees it.
+pub trait Downstream: Send {
+    /// Offers a record, waiting at most `wait` for space.
+    fn offer(&mut self, record: Record, wait: Duration) -> Offer;
+}
+
+/// What became of a record.
+#[derive(Debug)]
+pub enum Offer {
+    /// It was taken.
+    Taken,
+    /// There was no space in time; here it is again.
+    Full(Record),
+    /// The next stage has ended.
+    Closed,
+}
+
+/// Offsets that a checkpoint holds, to be committed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Commit {
+    /// Next offset of each partition that we have.
+    pub offsets: NextOffsets,
+    /// Who commits.
+    pub learner_id: String,
+    /// The checkpoint that holds them.
+    pub checkpoint_id: String,
+}
+
+/// What a source asks of the learner.
+#[derive(Debug)]
+pub enum Control {
+    /// These partitions will be read: where does each start?
+    Assign {
+        /// What the source knows of each.
+        candidates: Vec<offsets::Candidate>,
+        /// Where each starts.
+        reply: oneshot::Sender<Vec<offsets::Start>>,
+    },
+    /// These partitions are being given up: forget what is in flight, write a checkpoint.
+    Revoke {
+        /// Which.
+        partitions: Vec<Partition>,
+        /// What to commit of them.
+        reply: oneshot::Sender<Commit>,
+    },
+}
+
+/// The way to the learner from a source's thread.
+#[derive(Clone, Debug)]
+pub struct LearnerLink(mpsc::Sender<Control>);
+
+/// The learner has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the learner has ended")]
+pub struct LearnerEnded;
+
+impl LearnerLink {
+    /// A link and its other end.
+    pub fn new() -> (Self, mpsc::Receiver<Control>) {
+        let (sender, receiver) = mpsc::channel(16);
+        (Self(sender), receiver)
+    }
+
+    /// Asks where to start reading `candidates`; blocks for up to one training step.
+    ///
+    /// # Errors
+    /// The learner has ended.
+    pub fn assign(
+        &self,
+        candidates: Vec<offsets::Candidate>,
+    ) -> Result<Vec<offsets::Start>, LearnerEnded> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Control::Assign { candidates, reply }, answer)
+    }
+
+    /// Gives `partitions` up; blocks until the checkpoint of them is written.
+    ///
+    /// # Errors
+    /// The learner has ended.
+    pub fn revoke(&self, partitions: Vec<Partition>) -> Result<Commit, LearnerEnded> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Control::Revoke { partitions, reply }, answer)
+    }
+
+    fn ask<T>(&self, control: Control, answer: oneshot::Receiver<T>) -> Result<T, LearnerEnded> {
+        self.0.blocking_send(control).map_err(|_| LearnerEnded)?;
+        answer.blocking_recv().map_err(|_| LearnerEnded)
+    }
+}
 
 /// Where a record stands in its stream; it names the record everywhere downstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,1 +1,23 @@
-fn main(){}
+//! The one integration binary: the program as users run it, against real parts.
+//!
+//! Tests that need a broker find it by KAFKA_BROKERS, and those that need real images by
+//! SELFSTREAM_TEST_IMAGES; `scripts/test` sets up the first, CI the second. Without them they say
+//! that they were skipped.
+
+// `cfg(test)` marks the helpers as tests too, where clippy.toml allows unwrap.
+#[cfg(test)]
+mod command_line;
+#[cfg(test)]
+mod delivery;
+#[cfg(test)]
+mod demo;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod http;
+#[cfg(test)]
+mod learning;
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod tidy;

@@ -1,0 +1,275 @@
+//! Colour jitter: brightness, contrast, saturation and hue change by random factors, in random
+//! order.
+//!
+//! SimCLR (arXiv 2002.05709, appendix A) in torchvision's form, `ColorJitter`:
+//!
+//! - brightness f: `v f`
+//! - contrast f: `v f + (1 - f) m`, m the mean luma of the image
+//! - saturation f: `v f + (1 - f) l`, l the luma of the pixel
+//! - hue t: the hue of HSV moves on by t turns of the colour circle
+//!
+//! each clamped to 0..1.
+
+use super::greyscale::luma;
+use super::{Augmentation, Canvas};
+use crate::seed::Rng;
+use rand::RngExt;
+use rand::seq::SliceRandom;
+
+/// What one change does.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Brightness,
+    Contrast,
+    Saturation,
+    Hue,
+}
+
+/// Changes colours at random.
+pub(super) struct ColourJitter {
+    /// Each change with its largest amount; one of amount 0 is left out.
+    changes: [(Change, f32); 4],
+}
+
+impl ColourJitter {
+    /// Factors are drawn uniformly from `1 - amount..=1 + amount` (at least 0) and the hue's from
+    /// `-amount..=amount` turns.
+    pub(super) fn new(brightness: f32, contrast: f32, saturation: f32, hue: f32) -> Self {
+        let changes = [
+            (Change::Brightness, brightness),
+            (Change::Contrast, contrast),
+            (Change::Saturation, saturation),
+            (Change::Hue, hue),
+        ];
+        Self { changes }
+    }
+}
+
+impl Augmentation for ColourJitter {
+    fn apply(&mut self, canvas: &mut Canvas, rng: &mut Rng) {
+        let mut changes = self.changes;
+        changes.shuffle(rng);
+        for (change, amount) in changes.into_iter().filter(|(_, amount)| *amount > 0.0) {
+            let offset = rng.random_range(-amount..=amount);
+            let factor = (1.0 + offset).max(0.0);
+            match change {
+                Change::Brightness => brightness(canvas, factor),
+                Change::Contrast => contrast(canvas, factor),
+                Change::Saturation => saturation(canvas, factor),
+                Change::Hue => hue(canvas, offset),
+            }
+        }
+    }
+}
+
+/// Scales every value by `factor`.
+pub(super) fn brightness(canvas: &mut Canvas, factor: f32) {
+    for value in canvas.values_mut() {
+        *value = (*value * factor).min(1.0);
+    }
+}
+
+/// Moves every value away from the image's mean luma by `factor`.
+pub(super) fn contrast(canvas: &mut Canvas, factor: f32) {
+    let grey = mean_luma(canvas) * (1.0 - factor);
+    for value in canvas.values_mut() {
+        *value = (*value * factor + grey).clamp(0.0, 1.0);
+    }
+}
+
+/// Moves every value away from its pixel's luma by `factor`.
+pub(super) fn saturation(canvas: &mut Canvas, factor: f32) {
+    for [red, green, blue] in canvas.pixels_mut() {
+        let grey = luma(*red, *green, *blue) * (1.0 - factor);
+        *red = (*red * factor + grey).clamp(0.0, 1.0);
+        *green = (*green * factor + grey).clamp(0.0, 1.0);
+        *blue = (*blue * factor + grey).clamp(0.0, 1.0);
+    }
+}
+
+/// Moves every hue on by `turns` of the colour circle, from -0.5 to 0.5.
+pub(super) fn hue(canvas: &mut Canvas, turns: f32) {
+    let sixths = turns * 6.0;
+    for [red, green, blue] in canvas.pixels_mut() {
+        [*red, *green, *blue] = turn_hue([*red, *green, *blue], sixths);
+    }
+}
+
+/// A colour whose hue is moved on by `sixths` of the circle, from -3 to 3.
+///
+/// From HSV back to RGB, each channel is `value - chroma * min(k, 4 - k, 1)` cut off at 0, where
+/// k is the hue's distance from the channel's own corner of the circle. Angles are kept in 0..6
+/// by selects, since a remainder would keep the loop from being vectorised.
+#[inline]
+fn turn_hue([red, green, blue]: [f32; 3], sixths: f32) -> [f32; 3] {
+    let value = red.max(green).max(blue);
+    let chroma = value - red.min(green).min(blue);
+    // Grey has no hue: its chroma is 0, and so is everything that this multiplies.
+    let per_chroma = 1.0 / chroma.max(f32::MIN_POSITIVE);
+    let from_red = (green - blue) * per_chroma;
+    let from_green = (blue - red) * per_chroma + 2.0;
+    let from_blue = (red - green) * per_chroma + 4.0;
+    let old = if value == red {
+        from_red
+    } else if value == green {
+        from_green
+    } else {
+        from_blue
+    };
+    let turned = old + sixths;
+    let turned = if turned < 0.0 { turned + 6.0 } else { turned };
+    let turned = if turned >= 6.0 { turned - 6.0 } else { turned };
+    let channel = |corner: f32| {
+        let k = corner + turned;
+        let k = if k >= 6.0 { k - 6.0 } else { k };
+        value - chroma * k.min(4.0 - k).clamp(0.0, 1.0)
+    };
+    [channel(5.0), channel(3.0), channel(1.0)]
+}
+
+/// Mean luma, summed in eight lanes: that is a vector loop, and more exact than one sum.
+fn mean_luma(canvas: &Canvas) -> f32 {
+    const LANES: usize = 8;
+    let [red, green, blue] = canvas.planes();
+    let (red, red_rest) = red.as_chunks::<LANES>();
+    let (green, green_rest) = green.as_chunks::<LANES>();
+    let (blue, blue_rest) = blue.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for ((red, green), blue) in red.iter().zip(green).zip(blue) {
+        for lane in 0..LANES {
+            sums[lane] += luma(red[lane], green[lane], blue[lane]);
+        }
+    }
+    let rest = red_rest.iter().zip(green_rest).zip(blue_rest);
+    let rest: f32 = rest.map(|((&red, &green), &blue)| luma(red, green, blue)).sum();
+    (sums.iter().sum::<f32>() + rest) / (canvas.side_px() * canvas.side_px()) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::canvas::tests::{distance, noise};
+    use super::*;
+    use crate::seed::{Purpose, rng};
+    use proptest::prelude::*;
+
+    fn one_pixel(colour: [f32; 3]) -> Canvas {
+        let mut canvas = Canvas::new(1);
+        canvas.values_mut().copy_from_slice(&colour);
+        canvas
+    }
+
+    fn after(colour: [f32; 3], change: impl Fn(&mut Canvas)) -> Vec<f32> {
+        let mut canvas = one_pixel(colour);
+        change(&mut canvas);
+        canvas.values().to_vec()
+    }
+
+    /// Smith's conversions (SIGGRAPH 1978), case by case, in f64; hue in turns.
+    fn turn_hue_by_cases(colour: [f32; 3], turns: f32) -> [f32; 3] {
+        let [red, green, blue] = colour.map(f64::from);
+        let value = red.max(green).max(blue);
+        let chroma = value - red.min(green).min(blue);
+        if chroma == 0.0 {
+            return colour;
+        }
+        let sixths = if value == red {
+            (green - blue) / chroma
+        } else if value == green {
+            (blue - red) / chroma + 2.0
+        } else {
+            (red - green) / chroma + 4.0
+        };
+        let hue = (sixths + 6.0 * f64::from(turns)).rem_euclid(6.0);
+        let saturation = chroma / value;
+        let fraction = hue.fract();
+        let p = value * (1.0 - saturation);
+        let q = value * (1.0 - saturation * fraction);
+        let t = value * (1.0 - saturation * (1.0 - fraction));
+        let turned = match hue.floor() as u8 {
+            0 => [value, t, p],
+            1 => [q, value, p],
+            2 => [p, value, t],
+            3 => [p, q, value],
+            4 => [t, p, value],
+            _ => [value, p, q],
+        };
+        turned.map(|channel| channel as f32)
+    }
+
+    #[test]
+    fn factors_of_one_and_no_turn_change_nothing() {
+        let original = noise(9, &mut rng(1, Purpose::View, &[]));
+        for change in [brightness, contrast, saturation] {
+            let mut canvas = original.clone();
+            change(&mut canvas, 1.0);
+            assert_eq!(canvas, original);
+        }
+        let mut canvas = original.clone();
+        hue(&mut canvas, 0.0);
+        assert!(distance(canvas.values(), original.values()) < 1e-6);
+    }
+
+    #[test]
+    fn factors_of_zero_leave_black_grey_and_the_luma() {
+        assert_eq!(after([0.2, 0.4, 0.6], |c| brightness(c, 0.0)), [0.0; 3]);
+        let grey = 0.2989 * 0.2 + 0.587 * 0.4 + 0.114 * 0.6;
+        assert!(distance(&after([0.2, 0.4, 0.6], |c| saturation(c, 0.0)), &[grey; 3]) < 1e-6);
+
+        let mut canvas = noise(9, &mut rng(2, Purpose::View, &[]));
+        let [red, green, blue] = canvas.planes();
+        let lumas = (0..81).map(|i| luma(red[i], green[i], blue[i]));
+        let mean = lumas.map(f64::from).sum::<f64>() / 81.0;
+        contrast(&mut canvas, 0.0);
+        assert!(canvas.values().iter().all(|&value| (f64::from(value) - mean).abs() < 1e-6));
+    }
+
+    #[test]
+    fn values_beyond_white_and_black_are_cut_off() {
+        assert_eq!(after([0.5, 0.6, 0.1], |c| brightness(c, 2.0))[..2], [1.0, 1.0]);
+        assert_eq!(after([1.0, 0.0, 0.0], |c| saturation(c, 2.0)), [1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_third_of_a_turn_takes_red_to_green_to_blue_to_red() {
+        let [red, green, blue] = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
+        for (from, to) in [(red, green), (green, blue), (blue, red)] {
+            assert!(distance(&after(from, |c| hue(c, 1.0 / 3.0)), &to) < 1e-6);
+            assert!(distance(&after(to, |c| hue(c, -1.0 / 3.0)), &from) < 1e-6);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hue_agrees_with_the_case_by_case_conversion(
+            colour in prop::array::uniform3(0.0_f32..=1.0),
+            grey in 0.0_f32..=1.0,
+            turns in -0.5_f32..=0.5,
+        ) {
+            // The hue of a dull colour is ill-conditioned, but what it multiplies is small.
+            for colour in [colour, [grey; 3], [grey, grey, colour[0]], [colour[0], grey, grey]] {
+                let turned = after(colour, |c| hue(c, turns));
+                prop_assert!(distance(&turned, &turn_hue_by_cases(colour, turns)) < 4e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn factors_are_uniform_over_their_range() {
+        // On one grey pixel only brightness acts, so the factor can be read off.
+        let mut rng = rng(3, Purpose::View, &[]);
+        let mut jitter = ColourJitter::new(0.4, 0.0, 0.0, 0.0);
+        let factors: Vec<f32> = (0..2000)
+            .map(|_| {
+                let mut canvas = one_pixel([0.5; 3]);
+                jitter.apply(&mut canvas, &mut rng);
+                canvas.values()[0] / 0.5
+            })
+            .collect();
+        let (least, most) = factors.iter().fold((f32::MAX, 0.0_f32), |(least, most), &factor| {
+            (least.min(factor), most.max(factor))
+        });
+        assert!((0.6..0.61).contains(&least) && (1.39..1.4001).contains(&most));
+        let mean = factors.iter().sum::<f32>() / 2000.0;
+        assert!((mean - 1.0).abs() < 0.026, "5 standard errors of a uniform mean: {mean}");
+    }
+}

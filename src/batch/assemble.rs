@@ -1,0 +1,166 @@
+//! Makes batches of views on a worker pool, one batch ahead of the learner.
+
+use crate::augment::{self, Augmenter, Preprocess};
+use crate::decode::{self, Pixels};
+use crate::replay::Entry;
+use crate::source::Origin;
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use rayon::prelude::*;
+use std::thread::JoinHandle;
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// An image that waits for its first step.
+#[derive(Clone, Debug)]
+pub struct Fresh {
+    /// Where it came from.
+    pub origin: Origin,
+    /// The assignment that delivered it.
+    pub generation: u64,
+    /// Its encoded bytes, for the replay buffer.
+    pub bytes: Bytes,
+    /// Its pixels.
+    pub pixels: Pixels,
+    /// Broker timestamp, milliseconds since the Unix epoch.
+    pub timestamp_ms: Option<i64>,
+}
+
+/// The images of one step.
+#[derive(Debug)]
+pub struct Order {
+    /// The step that they are for; it seeds their views.
+    pub step: u64,
+    /// Images that have not been learned before.
+    pub fresh: Vec<Fresh>,
+    /// Images from the replay buffer.
+    pub replayed: Vec<Entry>,
+}
+
+/// A step's images with their views.
+#[derive(Debug)]
+pub struct Batch {
+    /// What was ordered; the pixels of fresh images are still there.
+    pub order: Order,
+    /// Flat `[V * N, H, W, C]`: all images' first views, then all images' second views.
+    pub views: Vec<f32>,
+    /// When it was done.
+    pub made_at: Instant,
+}
+
+/// What the views are like.
+#[derive(Clone, Debug)]
+pub struct ViewSpec {
+    /// The run's seed.
+    pub seed: u64,
+    /// How views differ.
+    pub augment: augment::Config,
+    /// Size and normalisation.
+    pub preprocess: Preprocess,
+    /// How replayed bytes become pixels again.
+    pub decode: decode::Config,
+    /// Views of each image, `V`.
+    pub views_per_image: usize,
+}
+
+/// The thread that makes batches, and its pool.
+pub struct Assembler {
+    orders: mpsc::Sender<Order>,
+    batches: mpsc::Receiver<Result<Batch>>,
+    thread: JoinHandle<()>,
+}
+
+impl Assembler {
+    /// Starts `threads` workers.
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn start(spec: ViewSpec, threads: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("views-{index}"))
+            .build()
+            .context("starting the view workers")?;
+        let (orders, mut ordered) = mpsc::channel::<Order>(1);
+        let (made, batches) = mpsc::channel(1);
+        let thread = std::thread::Builder::new().name("views".to_owned()).spawn(move || {
+            while let Some(order) = ordered.blocking_recv() {
+                let batch = pool.install(|| assemble(&spec, order));
+                if made.blocking_send(batch).is_err() {
+                    break;
+                }
+            }
+        })?;
+        Ok(Self { orders, batches, thread })
+    }
+
+    /// Orders a batch; at most one may be outstanding.
+    ///
+    /// # Errors
+    /// The workers have ended.
+    pub fn order(&self, order: Order) -> Result<()> {
+        self.orders.try_send(order).map_err(|_| anyhow::anyhow!("the view workers are not ready"))
+    }
+
+    /// Waits for the outstanding batch.
+    ///
+    /// # Errors
+    /// A replayed image that no longer decodes; workers that have ended.
+    pub fn take(&mut self) -> Result<Batch> {
+        self.batches.blocking_recv().context("the view workers have ended")?
+    }
+
+    /// Ends the workers.
+    pub fn stop(self) {
+        drop(self.orders);
+        drop(self.batches);
+        if self.thread.join().is_err() {
+            tracing::error!("the view workers panicked");
+        }
+    }
+}
+
+/// Makes all views of an order, on the current rayon pool.
+///
+/// # Errors
+/// A replayed image that no longer decodes.
+pub fn assemble(spec: &ViewSpec, order: Order) -> Result<Batch> {
+    let view_len = spec.preprocess.input_len();
+    let n_images = order.fresh.len() + order.replayed.len();
+    let mut views = vec![0.0; spec.views_per_image * n_images * view_len];
+    // One list of slots for each image: its views lie n_images apart.
+    let mut slots: Vec<Vec<&mut [f32]>> = (0..n_images).map(|_| vec![]).collect();
+    for (index, slot) in views.chunks_exact_mut(view_len).enumerate() {
+        slots[index % n_images].push(slot);
+    }
+    slots.into_par_iter().enumerate().try_for_each_init(
+        || Augmenter::new(&spec.augment, &spec.preprocess),
+        |augmenter, (index, slots)| {
+            let n_fresh = order.fresh.len();
+            if let Some(fresh) = order.fresh.get(index) {
+                make_views(spec, augmenter, (&fresh.origin, order.step), &fresh.pixels, slots);
+            } else {
+                let entry = &order.replayed[index - n_fresh];
+                let pixels = decode::decode(&entry.bytes, None, &spec.decode)
+                    .with_context(|| format!("replaying {}", entry.origin))?;
+                make_views(spec, augmenter, (&entry.origin, order.step), &pixels, slots);
+            }
+            anyhow::Ok(())
+        },
+    )?;
+    Ok(Batch { order, views, made_at: Instant::now() })
+}
+
+fn make_views(
+    spec: &ViewSpec,
+    augmenter: &mut Augmenter,
+    (origin, step): (&Origin, u64),
+    pixels: &Pixels,
+    slots: Vec<&mut [f32]>,
+) {
+    let origin_seed = origin.seed();
+    for (view, slot) in slots.into_iter().enumerate() {
+        let mut rng = augment::view_rng(spec.seed, origin_seed, step, view as u64);
+        augmenter.view(pixels, view, &mut rng, slot);
+    }
+}

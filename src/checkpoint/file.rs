@@ -1,0 +1,136 @@
+//! One checkpoint file: written by tmp, fsync, rename; read with its hash checked.
+
+use super::{Checkpoint, FORMAT, Manifest};
+use crate::encoder::{Array, NamedArrays};
+use anyhow::{Context, Result};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Extension of checkpoint files.
+pub(super) const EXTENSION: &str = "safetensors";
+const MANIFEST_KEY: &str = "selfstream.checkpoint";
+/// Hex digits of the content's hash in a file's name: 64 bits tell damage, not malice.
+const HASH_DIGITS: usize = 16;
+
+/// Why a file is not a whole checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    /// It cannot be read.
+    #[error("it cannot be read")]
+    Unreadable(#[from] std::io::Error),
+    /// Its name does not carry its content's hash.
+    #[error("its content has hash {found}, its name says {named}")]
+    Hash {
+        /// The content's.
+        found: String,
+        /// The name's.
+        named: String,
+    },
+    /// It is no safetensors file.
+    #[error("it is no safetensors file")]
+    Form(#[from] safetensors::SafeTensorError),
+    /// It has no manifest.
+    #[error("it has no manifest")]
+    NoManifest,
+    /// Its manifest cannot be understood.
+    #[error("its manifest cannot be understood")]
+    Manifest(#[from] serde_json::Error),
+    /// It was written by another version of this program.
+    #[error("its manifest has format {0}, this program reads format {FORMAT}")]
+    Format(u32),
+}
+
+/// Writes a checkpoint file; returns its id and path. The rename is the atomic act.
+///
+/// # Errors
+/// Whatever the file system reports.
+pub(super) fn write(
+    dir: &Path,
+    manifest: &Manifest,
+    arrays: &NamedArrays,
+) -> Result<(String, PathBuf)> {
+    let bytes = to_bytes(MANIFEST_KEY, &serde_json::to_string(manifest)?, arrays)?;
+    let hash = blake3::hash(&bytes).to_hex();
+    let id = format!("{:012}-{}", manifest.step, &hash[..HASH_DIGITS]);
+    let path = dir.join(format!("{id}.{EXTENSION}"));
+    write_atomically(&path, &bytes)?;
+    Ok((id, path))
+}
+
+/// Writes `bytes` to `path` so that it holds either all of them or what it held before.
+///
+/// # Errors
+/// Whatever the file system reports.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().context("a file's path has a folder")?;
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    let tmp = path.with_extension("tmp");
+    let written = || -> std::io::Result<()> {
+        let mut file = File::create(&tmp)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&tmp, path)?;
+        File::open(dir)?.sync_all()
+    };
+    written().with_context(|| format!("writing {}", path.display()))
+}
+
+/// Arrays and one text as a safetensors file. Equal input gives equal bytes.
+///
+/// # Errors
+/// A text or shapes that the form cannot hold.
+pub(crate) fn to_bytes(key: &str, text: &str, arrays: &NamedArrays) -> Result<Vec<u8>> {
+    let little_endian: Vec<(&String, &Array, Vec<u8>)> = arrays
+        .iter()
+        .map(|(name, array)| {
+            (name, array, array.values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        })
+        .collect();
+    let mut views = vec![];
+    for (name, array, bytes) in &little_endian {
+        views.push((name.as_str(), TensorView::new(Dtype::F32, array.shape.clone(), bytes)?));
+    }
+    let metadata = HashMap::from([(key.to_owned(), text.to_owned())]);
+    Ok(safetensors::serialize(views, Some(metadata))?)
+}
+
+/// The inverse of [`to_bytes`].
+pub(crate) fn from_bytes(key: &str, bytes: &[u8]) -> Result<(String, NamedArrays), Damage> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes)?;
+    let text = metadata.metadata().as_ref().and_then(|texts| texts.get(key));
+    let text = text.ok_or(Damage::NoManifest)?.clone();
+    let arrays = SafeTensors::deserialize(bytes)?
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            let words = view.data().chunks_exact(4);
+            let values = words.map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
+            (name, Array { shape: view.shape().to_vec(), values })
+        })
+        .collect();
+    Ok((text, arrays))
+}
+
+/// Reads a checkpoint file and checks that it is whole.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn read(path: &Path) -> Result<Checkpoint, Damage> {
+    let bytes = fs::read(path)?;
+    let id = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let found = blake3::hash(&bytes).to_hex()[..HASH_DIGITS].to_owned();
+    let named = id.rsplit('-').next().unwrap_or_default().to_owned();
+    if found != named {
+        return Err(Damage::Hash { found, named });
+    }
+    let (text, arrays) = from_bytes(MANIFEST_KEY, &bytes)?;
+    let form: serde_json::Value = serde_json::from_str(&text)?;
+    let format = form["format"].as_u64().unwrap_or(0) as u32;
+    if format != FORMAT {
+        return Err(Damage::Format(format));
+    }
+    Ok(Checkpoint { id, manifest: serde_json::from_value(form)?, arrays })
+}

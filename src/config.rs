@@ -1,0 +1,367 @@
+//! The configuration of a run: the documented defaults, then a file, then the environment, then
+//! flags. Unknown keys and values that cannot work are refused by name before anything starts.
+
+use crate::setting::{Invalid, within};
+use crate::{
+    augment, batch, checkpoint, decode, device, encoder, gate, learner, objective, replay, server,
+    snapshot, source,
+};
+use figment::Figment;
+use figment::error::Kind;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The documented defaults, `config/default.toml`.
+pub const DEFAULT_TOML: &str = include_str!("../config/default.toml");
+/// Environment variables are `SELFSTREAM__SECTION__KEY`.
+const ENVIRONMENT_PREFIX: &str = "SELFSTREAM__";
+
+/// Everything that a run is configured by.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The process.
+    pub run: Run,
+    /// What is read.
+    pub source: source::Config,
+    /// The cluster.
+    pub kafka: source::kafka::Config,
+    /// The folder source.
+    pub folder: source::folder::Config,
+    /// Which images are taken.
+    pub image: decode::Config,
+    /// What the encoder sees.
+    pub input: Input,
+    /// How views differ.
+    pub augment: augment::Config,
+    /// Size and pace of steps.
+    pub batch: batch::Config,
+    /// The replay buffer.
+    pub replay: replay::Config,
+    /// What learns.
+    pub encoder: encoder::Config,
+    /// What it learns by.
+    pub objective: objective::Config,
+    /// How gradients become steps.
+    pub learner: learner::Config,
+    /// What an encoder must pass before it goes live.
+    pub gate: gate::Config,
+    /// How often it does.
+    pub snapshot: snapshot::Config,
+    /// Where the state of the run is kept.
+    pub checkpoint: checkpoint::Config,
+    /// HTTP.
+    pub server: server::Config,
+}
+
+/// `[run]`: the process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Run {
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Where tensors live: `auto`, `cpu` or `cuda`.
+    pub device: device::Device,
+    /// Threads that compute steps; 0 is one for each core.
+    pub learner_threads: usize,
+    /// Threads that decode arriving images.
+    pub decode_threads: usize,
+    /// Threads that make views.
+    pub view_threads: usize,
+    /// Form of the log on standard error: `text` or `json`.
+    pub log: LogForm,
+    /// A file to which every learned and refused record is noted, for tests of delivery.
+    pub journal: Option<PathBuf>,
+}
+
+/// Forms of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogForm {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            device: device::Device::default(),
+            learner_threads: 0,
+            decode_threads: 1,
+            view_threads: 1,
+            log: LogForm::default(),
+            journal: None,
+        }
+    }
+}
+
+impl Run {
+    fn validate(&self) -> Result<(), Invalid> {
+        let threads = |key: &str, value, least| {
+            within(key, value, least..=1024, &format!("from {least} to 1024"))
+        };
+        threads("run.learner_threads", self.learner_threads, 0)?;
+        threads("run.decode_threads", self.decode_threads, 1)?;
+        threads("run.view_threads", self.view_threads, 1)
+    }
+}
+
+/// `[input]`: what the encoder sees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Input {
+    /// Side of its square input.
+    pub side_px: usize,
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self { side_px: 32 }
+    }
+}
+
+impl Input {
+    fn validate(&self) -> Result<(), Invalid> {
+        within("input.side_px", self.side_px, 8..=1024, "from 8 to 1024")
+    }
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file that cannot be read.
+    #[error("configuration file {path} cannot be read")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A key that is unknown, or a value of the wrong kind.
+    #[error("{key}{value} is not allowed: {problem}")]
+    Form {
+        /// The key, as far as it is known.
+        key: String,
+        /// The value after an equals sign, if there is one.
+        value: String,
+        /// What is wrong with it, or what is allowed.
+        problem: String,
+    },
+    /// A value out of range.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+}
+
+impl Config {
+    /// The defaults, then `file`, then the environment.
+    ///
+    /// # Errors
+    /// The first key or value that cannot be used.
+    pub fn load(file: Option<&Path>) -> Result<Self, Error> {
+        let mut layers = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(path) = file {
+            let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
+            let text = std::fs::read_to_string(path).map_err(unreadable)?;
+            layers = layers.merge(Toml::string(&text));
+        }
+        let layers = layers.merge(Env::prefixed(ENVIRONMENT_PREFIX).split("__"));
+        Self::extract(&layers)
+    }
+
+    /// The defaults, then `text`; for tests.
+    ///
+    /// # Errors
+    /// The first key or value that cannot be used.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let defaults = Figment::from(Serialized::defaults(Self::default()));
+        Self::extract(&defaults.merge(Toml::string(text)))
+    }
+
+    fn extract(layers: &Figment) -> Result<Self, Error> {
+        let config: Self = layers.extract().map_err(|error| explain(layers, &error))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks every value of every section.
+    ///
+    /// # Errors
+    /// The first value that is not allowed, by key.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        self.run.validate()?;
+        match self.source.kind {
+            source::Kind::Kafka => self.kafka.validate()?,
+            source::Kind::Folder => self.folder.validate()?,
+        }
+        self.image.validate()?;
+        self.input.validate()?;
+        self.augment.validate()?;
+        self.batch.validate()?;
+        self.replay.validate()?;
+        self.objective.validate()?;
+        self.learner.validate()?;
+        self.gate.validate()?;
+        self.snapshot.validate()?;
+        self.checkpoint.validate()?;
+        self.server.validate()
+    }
+}
+
+/// Says which key has which value, and what is allowed instead.
+fn explain(layers: &Figment, error: &figment::Error) -> Error {
+    let mut path = error.path.clone();
+    if let Kind::UnknownField(name, _) = &error.kind {
+        path.push(name.clone());
+    }
+    let key = path.join(".");
+    let value = layers.find_value(&key).ok().map(|value| match value.as_str() {
+        Some(text) => format!(" = {text:?}"),
+        None => serde_json::to_string(&value).map_or_else(|_| String::new(), |v| format!(" = {v}")),
+    });
+    let hint = HINTS.iter().find(|(ends, _)| key.ends_with(ends));
+    let problem = match (&error.kind, hint) {
+        (Kind::UnknownField(_, known), _) => format!("the keys there are {}", known.join(", ")),
+        (Kind::Message(_), Some((_, allowed))) => format!("it must be {allowed}"),
+        (kind, _) => kind.to_string(),
+    };
+    Error::Form { key, value: value.unwrap_or_default(), problem }
+}
+
+const DURATION: &str = "a duration, such as \"500ms\", \"20s\" or \"5m\"";
+/// What is allowed under keys whose text is read by a parser that does not say.
+const HINTS: [(&str, &str); 9] = [
+    ("server.listen", "an address and a port, such as \"127.0.0.1:8080\""),
+    ("batch.max_wait", DURATION),
+    ("schedule.end_after", DURATION),
+    ("snapshot.every", DURATION),
+    ("checkpoint.every", DURATION),
+    ("server.max_batch_wait", DURATION),
+    ("server.body_timeout", DURATION),
+    ("server.shutdown_notice", DURATION),
+    ("server.drain", DURATION),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults_are_the_defaults() {
+        let documented: Config = toml::from_str(DEFAULT_TOML).unwrap();
+        assert_eq!(documented, Config::default());
+    }
+
+    /// Every commented key of the documented defaults is a real one.
+    #[test]
+    fn what_is_commented_out_can_be_set() {
+        let uncommented: Vec<&str> = DEFAULT_TOML
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.contains(" = ") && !rest.ends_with(['.', ',', ';']) => rest,
+                _ => line,
+            })
+            // Only one of the two ends may be set.
+            .filter(|line| !line.starts_with("end_after"))
+            .collect();
+        Config::parse(&uncommented.join("\n")).unwrap();
+    }
+
+    fn message(text: &str) -> String {
+        Config::parse(text).unwrap_err().to_string()
+    }
+
+    /// A value out of range: the message names the key, the value and what is allowed.
+    #[test]
+    fn every_value_out_of_range_is_refused_by_name() {
+        let cases = [
+            ("run.learner_threads", "2000", "from 0 to 1024"),
+            ("run.decode_threads", "0", "from 1 to 1024"),
+            ("run.view_threads", "0", "from 1 to 1024"),
+            ("kafka.brokers", "\"\"", "host:port"),
+            ("kafka.group", "\"\"", "a consumer group's name"),
+            ("kafka.topics", "[]", "at least one topic"),
+            ("kafka.dead_letter_topic", "\"images\"", "none of kafka.topics"),
+            ("kafka.properties.\"group.id\"", "\"x\"", "kafka.group"),
+            ("image.max_bytes", "0", "at least 1"),
+            ("image.max_pixels", "0", "from 1"),
+            ("image.min_side_px", "0", "at least 1"),
+            ("image.working_side_px", "2", "from image.min_side_px"),
+            ("input.side_px", "4", "from 8 to 1024"),
+            ("augment.jitter_strength", "-1.0", "from 0 to 2.5"),
+            ("augment.crop_area", "[0.9, 0.1]", "1"),
+            ("augment.horizontal_flip_probability", "1.5", "a probability"),
+            ("augment.vertical_flip_probability", "-0.5", "a probability"),
+            ("augment.jitter_probability", "2.0", "a probability"),
+            ("augment.greyscale_probability", "2.0", "a probability"),
+            ("augment.rotation_probability", "2.0", "a probability"),
+            ("augment.quarter_turn_probability", "2.0", "a probability"),
+            ("augment.hue", "0.6", "0.5"),
+            ("batch.images", "1", "from 2 to 8192"),
+            ("batch.steps_per_batch", "0", "from 1 to batch.images"),
+            ("replay.max_bytes", "10", "at least 1000000"),
+            ("objective.temperature", "0.0", "from 0.01 to 10"),
+            ("objective.head.hidden", "0", "from 1 to 16384"),
+            ("objective.head.output", "0", "from 1 to 16384"),
+            ("learner.optimizer.momentum", "1.0", "from 0 to below 1"),
+            ("learner.optimizer.weight_decay", "2.0", "from 0 to 1"),
+            ("learner.schedule.learning_rate", "0.0", "from 1e-8 to 100"),
+            ("learner.schedule.end_steps", "10", "more than warmup_steps"),
+            ("learner.schedule.end_after", "\"1ms\"", "at least 1s"),
+            ("gate.min_spread", "1.0", "from 0 to below 1"),
+            ("snapshot.every_steps", "0", "at least 1"),
+            ("snapshot.every", "\"1ms\"", "from 100ms to 1day"),
+            ("snapshot.resident", "0", "from 1 to 1000"),
+            ("snapshot.keep", "0", "at least 1"),
+            ("checkpoint.dir", "\"\"", "a folder"),
+            ("checkpoint.every", "\"2days\"", "from 100ms to 1day"),
+            ("checkpoint.keep", "0", "from 1 to 1000"),
+            ("server.threads", "0", "1"),
+            ("server.max_batch_images", "0", "1"),
+            ("server.max_pending_images", "0", "1"),
+            ("server.max_images_per_request", "0", "1"),
+            ("server.max_body_bytes", "0", "1"),
+        ];
+        for (key, value, allowed) in cases {
+            let message = message(&format!("{key} = {value}"));
+            let bare = key.replace('"', "");
+            assert!(message.contains(&bare), "{key}: {message}");
+            assert!(message.contains(allowed), "{key}: {message}");
+            // Some forms print as they are read (2 days as seconds): what stands is the number.
+            let shown = value.trim_matches(['[', ']', '"']).trim_end_matches(".0");
+            let is_duration = value.contains("ms") || value.contains("day");
+            assert!(is_duration || message.contains(shown), "{key}: {message}");
+        }
+    }
+
+    /// A value of the wrong kind: the message names the key and the value's kind.
+    #[test]
+    fn values_of_the_wrong_kind_and_unknown_names_are_refused_by_name() {
+        let cases = [
+            ("run.device = \"gpu\"", "run.device = \"gpu\"", "cuda"),
+            ("run.log = \"xml\"", "run.log", "json"),
+            ("source.kind = \"s3\"", "source.kind", "folder"),
+            ("kafka.start = \"now\"", "kafka.start", "earliest"),
+            ("augment.recipe = \"moco\"", "augment.recipe", "byol"),
+            ("batch.pace = \"slow\"", "batch.pace", "fixed"),
+            ("batch.images = \"many\"", "batch.images", "many"),
+            ("replay.policy = \"all\"", "replay.policy", "reservoir"),
+            ("encoder.architecture = \"vgg\"", "encoder.architecture", "resnet18"),
+            ("objective.kind = \"supervised\"", "objective", "simclr"),
+            ("learner.optimizer.kind = \"adam\"", "learner.optimizer", "adamw"),
+            ("server.listen = \"here\"", "server.listen = \"here\"", "127.0.0.1:8080"),
+            ("checkpoint.every = \"soon\"", "checkpoint.every = \"soon\"", "a duration"),
+            ("kafka.topic = \"images\"", "topic", "topics"),
+            ("learning.rate = 1", "learning", "learner"),
+        ];
+        for (text, key, allowed) in cases {
+            let message = message(text);
+            assert!(message.contains(key) && message.contains(allowed), "{text}: {message}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! JPEG, by zune-jpeg in strict mode.
+//!
+//! The `image` crate uses the same decoder in its lenient mode, which fills what is missing or
+//! corrupt with grey; an encoder would learn that grey. Strict mode refuses corrupt entropy data,
+//! and the walk over the segments below refuses a file that ends before its end-of-image marker,
+//! which strict mode lets pass when the cut falls into the last rows. What is not noticed is a
+//! file that was cut and then given an end marker again: the decoder takes missing entropy-coded
+//! data before a marker for zeros.
+//!
+//! Of 2375 JPEGs (695 of PACS and 1680 made by Pillow 13: baseline and progressive, every common
+//! subsampling, restart intervals, grey, CMYK, RGB) strict mode accepts every one and decodes it
+//! to the same pixels as lenient mode; of 195 cuts of five of them it accepts none.
+//!
+//! CMYK and YCCK are taken to be stored inverted, as Adobe's applications and every common
+//! decoder do, whether or not an Adobe segment is there.
+
+use super::{Config, Pixels, Refusal, limits};
+use image::{ImageFormat, metadata::Orientation};
+use zune_jpeg::zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
+use zune_jpeg::{JpegDecoder, errors::DecodeErrors};
+
+/// Decodes `bytes`; the orientation is still to be applied.
+pub(super) fn decode(bytes: &[u8], config: &Config) -> Result<(Pixels, Orientation), Refusal> {
+    let frame = frame(bytes).map_err(|flaw| Refusal::damaged(ImageFormat::Jpeg, flaw))?;
+    limits::check_size(frame.width_px.into(), frame.height_px.into(), config)?;
+    frame.check_supported().map_err(|lack| Refusal::unsupported(ImageFormat::Jpeg, lack))?;
+
+    let options = DecoderOptions::default()
+        .set_strict_mode(true)
+        .set_max_width(frame.width_px.into())
+        .set_max_height(frame.height_px.into())
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(refuse)?;
+    let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
+    let rgb = decoder.decode().map_err(refuse)?;
+    let (width_px, height_px) = (frame.width_px.into(), frame.height_px.into());
+    Ok((Pixels { width_px, height_px, rgb }, orientation.unwrap_or(Orientation::NoTransforms)))
+}
+
+fn refuse(error: DecodeErrors) -> Refusal {
+    match error {
+        DecodeErrors::Unsupported(_) => Refusal::unsupported(ImageFormat::Jpeg, error),
+        _ => Refusal::damaged(ImageFormat::Jpeg, error),
+    }
+}
+
+/// What is wrong with a file's segments.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum Flaw {
+    #[error("the file ends before its end-of-image marker")]
+    NoEnd,
+    #[error("there is no frame header")]
+    NoFrame,
+    #[error("the frame header is {length} bytes long, it must be at least 6")]
+    ShortFrame { length: usize },
+}
+
+/// A variant of JPEG that the decoder lacks.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum Lack {
+    #[error(
+        "the coding process is SOF{process}, supported are 0 to 2: baseline, extended, progressive"
+    )]
+    Process { process: u8 },
+    #[error("samples have {bits} bits, supported are 8")]
+    Precision { bits: u8 },
+    #[error("there are {n_components} components, supported are 1, 3 and 4")]
+    Components { n_components: u8 },
+}
+
+/// The frame header (ITU-T T.81, B.2.2).
+#[derive(Debug, PartialEq, Eq)]
+struct Frame {
+    /// Which of the SOF markers it was.
+    process: u8,
+    bits: u8,
+    height_px: u16,
+    width_px: u16,
+    n_components: u8,
+}
+
+impl Frame {
+    fn check_supported(&self) -> Result<(), Lack> {
+        match *self {
+            Self { process: process @ 3.., .. } => Err(Lack::Process { process }),
+            Self { bits, .. } if bits != 8 => Err(Lack::Precision { bits }),
+            Self { n_components: 1 | 3 | 4, .. } => Ok(()),
+            Self { n_components, .. } => Err(Lack::Components { n_components }),
+        }
+    }
+}
+
+/// Walks the markers of `bytes` to the end-of-image marker and returns the first frame header.
+/// What follows the end (thumbnails, maker notes) is not looked at.
+fn frame(bytes: &[u8]) -> Result<Frame, Flaw> {
+    const START_OF_IMAGE: u8 = 0xd8;
+    const END_OF_IMAGE: u8 = 0xd9;
+    const TEMPORARY: u8 = 0x01;
+
+    let mut frame = None;
+    let mut rest = bytes;
+    loop {
+        let marker;
+        (marker, rest) = next_marker(rest).ok_or(Flaw::NoEnd)?;
+        match marker {
+            END_OF_IMAGE => return frame.ok_or(Flaw::NoFrame),
+            START_OF_IMAGE | TEMPORARY => continue,
+            _ => {}
+        }
+        let length = rest.first_chunk().map(|&length| usize::from(u16::from_be_bytes(length)));
+        let (segment, after) =
+            length.and_then(|length| rest.split_at_checked(length)).ok_or(Flaw::NoEnd)?;
+        if frame.is_none() && is_start_of_frame(marker) {
+            frame = Some(parse_frame(marker, segment.get(2..).unwrap_or_default())?);
+        }
+        rest = after;
+    }
+}
+
+/// The next marker that is neither fill, nor a stuffed 0xff of the entropy-coded data, nor a
+/// restart marker within it; and what follows.
+fn next_marker(mut rest: &[u8]) -> Option<(u8, &[u8])> {
+    loop {
+        let start = rest.iter().position(|&byte| byte == 0xff)?;
+        let (&code, after) = rest[start + 1..].split_first()?;
+        match code {
+            // The second 0xff may itself begin the marker.
+            0xff => rest = &rest[start + 1..],
+            0x00 | 0xd0..=0xd7 => rest = after,
+            _ => return Some((code, after)),
+        }
+    }
+}
+
+/// 0xc4, 0xc8 and 0xcc lie among the frame markers but are DHT, JPG and DAC.
+fn is_start_of_frame(marker: u8) -> bool {
+    matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
+}
+
+fn parse_frame(marker: u8, segment: &[u8]) -> Result<Frame, Flaw> {
+    let &[bits, h1, h0, w1, w0, n_components, ..] = segment else {
+        return Err(Flaw::ShortFrame { length: segment.len() });
+    };
+    Ok(Frame {
+        process: marker - 0xc0,
+        bits,
+        height_px: u16::from_be_bytes([h1, h0]),
+        width_px: u16::from_be_bytes([w1, w0]),
+        n_components,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME: [u8; 12] = [0xff, 0xc0, 0, 11, 8, 0, 9, 1, 2, 1, 0, 0];
+
+    fn file(parts: &[&[u8]]) -> Vec<u8> {
+        [&[&[0xff, 0xd8][..]], parts].concat().concat()
+    }
+
+    #[test]
+    fn the_frame_is_found_behind_other_segments_and_fill() {
+        let app_with_false_end = [0xff, 0xe1, 0, 6, 0xff, 0xd9, 0xff, 0xd9];
+        let tables = [0xff, 0xff, 0xff, 0xc4, 0, 3, 7];
+        let scan = [0xff, 0xda, 0, 2, 1, 0xff, 0, 2, 0xff, 0xd3, 4, 0xff, 0xd9, 9, 9];
+        let bytes = file(&[&app_with_false_end, &tables, &FRAME, &scan]);
+        let expected = Frame { process: 0, bits: 8, height_px: 9, width_px: 258, n_components: 1 };
+        assert_eq!(frame(&bytes), Ok(expected));
+        // The law of truncation: every prefix that lacks a byte of the end marker is refused.
+        for length in 0..bytes.len() - 2 {
+            assert_eq!(frame(&bytes[..length]), Err(Flaw::NoEnd), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_whole_frame_is_damaged() {
+        assert_eq!(frame(&file(&[&[0xff, 0xd9]])), Err(Flaw::NoFrame));
+        let short = [0xff, 0xc0, 0, 5, 8, 0, 9, 0xff, 0xd9];
+        assert_eq!(frame(&file(&[&short])), Err(Flaw::ShortFrame { length: 3 }));
+        let no_length = [0xff, 0xc0, 0, 0, 8, 0, 9, 0xff, 0xd9];
+        assert_eq!(frame(&file(&[&no_length])), Err(Flaw::ShortFrame { length: 0 }));
+    }
+
+    #[test]
+    fn what_the_decoder_lacks_is_named() {
+        let with = |process, bits, n_components| {
+            Frame { process, bits, height_px: 9, width_px: 9, n_components }.check_supported()
+        };
+        assert_eq!(with(2, 8, 3), Ok(()));
+        assert_eq!(with(9, 8, 3), Err(Lack::Process { process: 9 }));
+        assert_eq!(with(1, 12, 3), Err(Lack::Precision { bits: 12 }));
+        assert_eq!(with(0, 8, 2), Err(Lack::Components { n_components: 2 }));
+    }
+}

@@ -1,0 +1,95 @@
+//! What the learner hears between steps: the source's questions, arrivals, acknowledgements.
+
+use super::Learner;
+use crate::sink::dead_letter::Acknowledged;
+use crate::source::Control;
+use anyhow::Result;
+use std::time::Duration;
+
+/// Batches of fresh images that may wait beside the one in hand.
+const FRESH_BATCHES: usize = 2;
+/// A checkpoint that is due is written this soon even if nothing arrives.
+const CHECKPOINT_LOOK: Duration = Duration::from_secs(1);
+
+/// What the learner waited for.
+enum Event {
+    Control(Option<Control>),
+    Arrival(Result<Option<Acknowledged>>),
+    Deadline,
+    Stop,
+}
+
+impl Learner {
+    /// Answers the source and takes what has arrived, without waiting.
+    pub(super) fn listen(&mut self) -> Result<()> {
+        while let Some(controls) = &mut self.controls
+            && let Ok(control) = controls.try_recv()
+        {
+            self.answer(control)?;
+        }
+        for acknowledged in self.arrivals.acknowledgements() {
+            self.acknowledge(&acknowledged)?;
+        }
+        self.arrivals.poll(FRESH_BATCHES * self.batch.images)
+    }
+
+    pub(super) fn acknowledge(&mut self, acknowledged: &Acknowledged) -> Result<()> {
+        let step = self.trainer.progress().steps;
+        self.arrivals.refused(acknowledged, self.journal.as_mut(), step)
+    }
+
+    pub(super) fn wait(&mut self, at_most: Option<Duration>) -> Result<()> {
+        let at_most = at_most.unwrap_or(CHECKPOINT_LOOK).min(CHECKPOINT_LOOK);
+        let want = FRESH_BATCHES * self.batch.images;
+        let (controls, arrivals, stop) = (&mut self.controls, &mut self.arrivals, &self.stop);
+        let event = self.runtime.clone().block_on(async {
+            let control = async {
+                match controls {
+                    Some(controls) => controls.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                control = control => Event::Control(control),
+                arrival = arrivals.wait(want) => Event::Arrival(arrival),
+                () = tokio::time::sleep(at_most) => Event::Deadline,
+                () = stop.cancelled() => Event::Stop,
+            }
+        });
+        match event {
+            Event::Control(Some(control)) => self.answer(control)?,
+            Event::Control(None) => self.controls = None,
+            Event::Arrival(acknowledged) => {
+                if let Some(acknowledged) = acknowledged? {
+                    self.acknowledge(&acknowledged)?;
+                }
+            }
+            Event::Deadline if self.state.is_due() => self.checkpoint()?,
+            Event::Deadline | Event::Stop => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn answer(&mut self, control: Control) -> Result<()> {
+        match control {
+            Control::Assign { candidates, reply } => {
+                // A source that no longer waits has ended.
+                drop(reply.send(self.arrivals.assign(candidates)));
+            }
+            Control::Revoke { partitions, reply } => {
+                self.arrivals.revoke(&partitions);
+                if self.is_ordered {
+                    let order = self.assembler.take()?.order;
+                    self.is_ordered = false;
+                    self.arrivals.give_back(order.fresh);
+                }
+                let mut commit = self.write_checkpoint()?;
+                let next = self.arrivals.tracker().next_offsets();
+                let revoked = next.into_iter().filter(|(key, _)| partitions.contains(key));
+                commit.offsets = revoked.collect();
+                drop(reply.send(commit));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! What a learner is made from, and how it begins: restored, or afresh.
+
+use super::Learner;
+use super::arrivals::{Arrivals, Refuse};
+use super::journal::Journal;
+use super::publish::Publisher;
+use super::state::{self, State};
+use super::trainer::Trainer;
+use super::vitals::{Losses, Vitals};
+use crate::batch;
+use crate::batch::assemble::{Assembler, ViewSpec};
+use crate::checkpoint::{self, Counts};
+use crate::decode::Decoded;
+use crate::decode::pool::Outcomes;
+use crate::encoder::Architecture;
+use crate::gate;
+use crate::replay;
+use crate::snapshot::{self, Registry};
+use crate::source::offsets::OffsetTracker;
+use crate::source::{Commit, Control};
+use anyhow::Result;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// What a learner is made from.
+pub struct Settings {
+    /// Size and pace of steps.
+    pub batch: batch::Config,
+    /// The replay buffer.
+    pub replay: replay::Config,
+    /// Where its state is kept.
+    pub checkpoint: checkpoint::Config,
+    /// How often the encoder goes live.
+    pub snapshot: snapshot::Config,
+    /// What it must pass before.
+    pub gate: gate::Config,
+    /// The encoder's kind.
+    pub architecture: Architecture,
+    /// What the views are like.
+    pub views: ViewSpec,
+    /// Threads that make them.
+    pub view_threads: usize,
+    /// When to end.
+    pub limits: Limits,
+    /// A journal of what is done, for tests.
+    pub journal: Option<PathBuf>,
+}
+
+/// When a run ends by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// After exactly this many images learned in this process.
+    pub images: Option<u64>,
+}
+
+/// What the learner is connected to.
+pub struct Inputs {
+    /// Decoded records, in order.
+    pub outcomes: Outcomes<Decoded>,
+    /// Where refused ones go.
+    pub refuse: Refuse,
+    /// What the source asks.
+    pub controls: mpsc::Receiver<Control>,
+    /// Tells the source what may be committed.
+    pub commits: mpsc::Sender<Commit>,
+    /// Takes the published versions.
+    pub registry: Arc<Registry>,
+    /// Shows how it goes.
+    pub vitals: watch::Sender<Vitals>,
+    /// Cancelled when the run is to end.
+    pub stop: CancellationToken,
+    /// Runs the learner's waits.
+    pub runtime: Handle,
+}
+
+impl Learner {
+    /// Restores the newest checkpoint, or begins afresh.
+    ///
+    /// # Errors
+    /// A checkpoint that does not fit the settings; folders that cannot be used.
+    pub fn open(
+        settings: Settings,
+        mut trainer: Trainer,
+        learner_id: &str,
+        inputs: Inputs,
+    ) -> Result<Self> {
+        let side_px = settings.views.preprocess.side_px;
+        let (state, restored) = State::open(&settings.checkpoint, learner_id, side_px)?;
+        let mut replay = settings.replay.build(settings.views.seed);
+        let (mut pending, mut counts, mut tracker) =
+            (vec![], Counts::default(), OffsetTracker::default());
+        if let Some(restored) = restored {
+            state::restore_trainer(&mut trainer, &restored, side_px)?;
+            let manifest = restored.checkpoint.manifest;
+            tracker = OffsetTracker::restore(manifest.next_offsets());
+            replay.restore(restored.entries, manifest.replay_offered);
+            (pending, counts) = (restored.pending, manifest.counts);
+        }
+        let mut journal = settings.journal.as_deref().map(Journal::open).transpose()?;
+        if let Some(journal) = &mut journal {
+            journal.restored(trainer.progress().steps)?;
+        }
+        let publisher = Publisher::new(
+            &settings.snapshot,
+            &settings.gate,
+            (settings.architecture, settings.views.preprocess.clone()),
+            inputs.registry,
+        );
+        let mut learner = Self {
+            arrivals: Arrivals::new(inputs.outcomes, inputs.refuse, tracker, learner_id),
+            replay,
+            pending,
+            views: settings.views.clone(),
+            is_ordered: false,
+            publisher,
+            state,
+            journal,
+            losses: Losses::default(),
+            restored: counts,
+            learned_here: 0,
+            batch: settings.batch,
+            limits: settings.limits,
+            controls: Some(inputs.controls),
+            commits: inputs.commits,
+            vitals: inputs.vitals,
+            stop: inputs.stop,
+            runtime: inputs.runtime,
+            trainer,
+            assembler: Assembler::start(settings.views, settings.view_threads)?,
+        };
+        learner.publish_restored()?;
+        Ok(learner)
+    }
+}

@@ -1,0 +1,301 @@
+//! Optimisers: gradients to new weights.
+
+use crate::encoder::{Array, NamedArrays, Params, WeightSpec};
+use crate::setting::{Invalid, within};
+use candle_core::backprop::GradStore;
+use candle_core::{Result, Tensor, Var, bail};
+use serde::{Deserialize, Serialize};
+
+/// `[learner.optimizer]`, chosen by `kind`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Config {
+    /// Stochastic gradient descent with momentum, as PyTorch defines it:
+    /// `v = momentum v + g + weight_decay w`, then `w -= rate v`.
+    Sgd {
+        /// Share of the last step's direction that is kept.
+        #[serde(default = "default_momentum")]
+        momentum: f64,
+        /// Pull towards zero, on weights that decay.
+        #[serde(default = "default_sgd_decay")]
+        weight_decay: f64,
+    },
+    /// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
+    AdamW {
+        /// Decay of the gradient's running mean.
+        #[serde(default = "default_beta1")]
+        beta1: f64,
+        /// Decay of the squared gradient's running mean.
+        #[serde(default = "default_beta2")]
+        beta2: f64,
+        /// Keeps the division finite.
+        #[serde(default = "default_epsilon")]
+        epsilon: f64,
+        /// Pull towards zero, on weights that decay.
+        #[serde(default = "default_adamw_decay")]
+        weight_decay: f64,
+    },
+}
+
+fn default_momentum() -> f64 {
+    0.9
+}
+fn default_sgd_decay() -> f64 {
+    5e-4
+}
+fn default_beta1() -> f64 {
+    0.9
+}
+fn default_beta2() -> f64 {
+    0.999
+}
+fn default_epsilon() -> f64 {
+    1e-8
+}
+fn default_adamw_decay() -> f64 {
+    0.05
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::Sgd { momentum: default_momentum(), weight_decay: default_sgd_decay() }
+    }
+}
+
+impl Config {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first value that is not allowed, by key.
+    pub fn validate(&self) -> std::result::Result<(), Invalid> {
+        let key = |name: &str| format!("learner.optimizer.{name}");
+        let share = |name: &str, value| within(&key(name), value, 0.0..1.0, "from 0 to below 1");
+        let decay = |value| within(&key("weight_decay"), value, 0.0..=1.0, "from 0 to 1");
+        match *self {
+            Self::Sgd { momentum, weight_decay } => {
+                share("momentum", momentum)?;
+                decay(weight_decay)
+            }
+            Self::AdamW { beta1, beta2, epsilon, weight_decay } => {
+                share("beta1", beta1)?;
+                share("beta2", beta2)?;
+                within(&key("epsilon"), epsilon, 1e-16..=1e-2, "from 1e-16 to 0.01")?;
+                decay(weight_decay)
+            }
+        }
+    }
+
+    fn state_names(&self) -> &'static [&'static str] {
+        match self {
+            Self::Sgd { .. } => &["momentum"],
+            Self::AdamW { .. } => &["mean", "square"],
+        }
+    }
+}
+
+/// An optimiser with its running state, one entry a weight.
+pub struct Optimizer {
+    config: Config,
+    steps: u64,
+    names: Vec<String>,
+    state: Vec<Vec<Tensor>>,
+}
+
+impl Optimizer {
+    /// A fresh optimiser for the weights of all `groups`, in order.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn new(config: &Config, groups: &[(&str, &Params)]) -> Result<Self> {
+        let mut names = vec![];
+        let mut state = vec![];
+        for (prefix, params) in groups {
+            for (spec, weight) in params.specs.iter().zip(&params.weights) {
+                names.push(format!("{prefix}{}", spec.name));
+                let zeros = config.state_names().iter().map(|_| weight.zeros_like());
+                state.push(zeros.collect::<Result<_>>()?);
+            }
+        }
+        Ok(Self { config: config.clone(), steps: 0, names, state })
+    }
+
+    /// Moves the weights of all `groups` one step along their gradients.
+    ///
+    /// # Errors
+    /// A weight without a gradient, by name; other weights than the optimiser was made for.
+    pub fn step(&mut self, groups: &[(&Params, &GradStore)], rate: f64) -> Result<()> {
+        self.steps += 1;
+        let mut index = 0;
+        for (params, gradients) in groups {
+            for (spec, weight) in params.specs.iter().zip(&params.weights) {
+                let (Some(name), Some(state)) = (self.names.get(index), self.state.get_mut(index))
+                else {
+                    bail!("the optimizer knows {} weights, not {}", self.names.len(), index + 1)
+                };
+                let Some(gradient) = gradients.get(weight) else {
+                    bail!("weight {name} has no gradient")
+                };
+                update(&self.config, self.steps, (spec, weight), gradient, state, rate)?;
+                index += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Its running state, by name.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn to_arrays(&self) -> Result<NamedArrays> {
+        let mut arrays = NamedArrays::new();
+        for (name, state) in self.names.iter().zip(&self.state) {
+            for (what, tensor) in self.config.state_names().iter().zip(state) {
+                arrays.insert(format!("optimizer.{what}.{name}"), Array::from_tensor(tensor)?);
+            }
+        }
+        let values = vec![self.steps as f32];
+        arrays.insert("optimizer.steps".to_owned(), Array { shape: vec![1], values });
+        Ok(arrays)
+    }
+
+    /// Takes its running state from `arrays`.
+    ///
+    /// # Errors
+    /// A name that is missing, as after a change of optimiser.
+    pub fn load_arrays(&mut self, arrays: &NamedArrays) -> Result<()> {
+        for (name, state) in self.names.iter().zip(&mut self.state) {
+            for (what, tensor) in self.config.state_names().iter().zip(state) {
+                let key = format!("optimizer.{what}.{name}");
+                let Some(array) = arrays.get(&key) else { bail!("array {key} is missing") };
+                *tensor = array.to_tensor(tensor.device())?.reshape(tensor.shape())?;
+            }
+        }
+        let steps = arrays.get("optimizer.steps").and_then(|array| array.values.first());
+        let Some(steps) = steps else { bail!("array optimizer.steps is missing") };
+        self.steps = *steps as u64;
+        Ok(())
+    }
+}
+
+fn update(
+    config: &Config,
+    steps: u64,
+    (spec, weight): (&WeightSpec, &Var),
+    gradient: &Tensor,
+    state: &mut [Tensor],
+    rate: f64,
+) -> Result<()> {
+    match (config.clone(), state) {
+        (Config::Sgd { momentum, weight_decay }, [velocity]) => {
+            let mut direction = gradient.clone();
+            if spec.decay && weight_decay > 0.0 {
+                direction = (direction + (weight.as_tensor() * weight_decay)?)?;
+            }
+            // Detached, or the graph of every step would stay alive in the velocity.
+            *velocity = ((&*velocity * momentum)? + direction)?.detach();
+            weight.set(&(weight.as_tensor() - (&*velocity * rate)?)?)
+        }
+        (Config::AdamW { beta1, beta2, epsilon, weight_decay }, [mean, square]) => {
+            *mean = ((&*mean * beta1)? + (gradient * (1.0 - beta1))?)?.detach();
+            *square = ((&*square * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?.detach();
+            let unbiased_mean = (&*mean / (1.0 - beta1.powf(steps as f64)))?;
+            let unbiased_square = (&*square / (1.0 - beta2.powf(steps as f64)))?;
+            let mut direction = (unbiased_mean / (unbiased_square.sqrt()? + epsilon)?)?;
+            if spec.decay && weight_decay > 0.0 {
+                direction = (direction + (weight.as_tensor() * weight_decay)?)?;
+            }
+            weight.set(&(weight.as_tensor() - (direction * rate)?)?)
+        }
+        (_, state) => bail!("an optimizer state of {} tensors", state.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoder::Init;
+    use candle_core::Device;
+
+    fn params() -> Params {
+        let spec = |name: &str, decay| WeightSpec {
+            name: name.into(),
+            shape: vec![1],
+            init: Init::Ones,
+            decay,
+            adapt: decay,
+        };
+        Params::init(&[spec("w", true), spec("b", false)], &[], [0, 0], &Device::Cpu).unwrap()
+    }
+
+    /// The gradient of `3 w + 2 b` is (3, 2) wherever it stands.
+    fn gradients(params: &Params) -> GradStore {
+        let loss = (params.weights[0].as_tensor() * 3.0).unwrap()
+            + (params.weights[1].as_tensor() * 2.0).unwrap();
+        loss.unwrap().sum_all().unwrap().backward().unwrap()
+    }
+
+    fn values(params: &Params) -> [f64; 2] {
+        [0, 1].map(|i| f64::from(params.weights[i].to_vec1::<f32>().unwrap()[0]))
+    }
+
+    #[test]
+    fn sgd_follows_its_recurrence() {
+        let params = params();
+        let config = Config::Sgd { momentum: 0.9, weight_decay: 0.1 };
+        let mut optimizer = Optimizer::new(&config, &[("", &params)]).unwrap();
+        let (mut w, mut v, mut b, mut u) = (1.0, 0.0, 1.0, 0.0);
+        for _ in 0..5 {
+            optimizer.step(&[(&params, &gradients(&params))], 0.1).unwrap();
+            v = 0.9 * v + 3.0 + 0.1 * w;
+            w -= 0.1 * v;
+            u = 0.9 * u + 2.0;
+            b -= 0.1 * u;
+        }
+        let [got_w, got_b] = values(&params);
+        assert!((got_w - w).abs() < 1e-5 && (got_b - b).abs() < 1e-5);
+    }
+
+    #[test]
+    fn adamw_steps_by_the_rate_on_a_constant_gradient() {
+        // Mean over root of square is 1 there, so each step is rate (1 + decay w).
+        let params = params();
+        let config = Config::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+        let mut optimizer = Optimizer::new(&config, &[("", &params)]).unwrap();
+        let (mut w, mut b) = (1.0, 1.0);
+        for _ in 0..5 {
+            optimizer.step(&[(&params, &gradients(&params))], 0.01).unwrap();
+            w -= 0.01 * (1.0 + 0.1 * w);
+            b -= 0.01;
+        }
+        let [got_w, got_b] = values(&params);
+        assert!((got_w - w).abs() < 1e-5 && (got_b - b).abs() < 1e-5);
+    }
+
+    #[test]
+    fn state_round_trips_through_arrays() {
+        for config in [
+            Config::default(),
+            Config::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 },
+        ] {
+            let straight = params();
+            let mut optimizer = Optimizer::new(&config, &[("", &straight)]).unwrap();
+            for _ in 0..4 {
+                optimizer.step(&[(&straight, &gradients(&straight))], 0.01).unwrap();
+            }
+
+            let mut resumed = params();
+            let mut first = Optimizer::new(&config, &[("", &resumed)]).unwrap();
+            for _ in 0..2 {
+                first.step(&[(&resumed, &gradients(&resumed))], 0.01).unwrap();
+            }
+            let (arrays, weights) = (first.to_arrays().unwrap(), resumed.to_arrays("").unwrap());
+            let mut second = Optimizer::new(&config, &[("", &resumed)]).unwrap();
+            resumed.load_arrays("", &weights).unwrap();
+            second.load_arrays(&arrays).unwrap();
+            for _ in 0..2 {
+                second.step(&[(&resumed, &gradients(&resumed))], 0.01).unwrap();
+            }
+            assert_eq!(values(&straight), values(&resumed), "{config:?}");
+        }
+    }
+}

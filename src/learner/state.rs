@@ -1,0 +1,166 @@
+//! The learner's state to and from checkpoints.
+
+use super::schedule::Progress;
+use super::trainer::Trainer;
+use crate::checkpoint::{
+    self, Checkpoints, Counts, FORMAT, Manifest, PartitionOffset, ReplayEntry, Restored,
+};
+use crate::replay::{Entry, Replay};
+use crate::source::Commit;
+use crate::source::offsets::OffsetTracker;
+use anyhow::{Context, Result, ensure};
+use metrics::histogram;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+use tracing::{debug, info};
+
+/// The checkpoint folder, and what a restart needs that is not in the trainer.
+pub(super) struct State {
+    checkpoints: Checkpoints,
+    learner_id: String,
+    side_px: usize,
+    written_at: Instant,
+    every: std::time::Duration,
+}
+
+/// The parts of the learner that a checkpoint is made of.
+pub(super) struct Parts<'a> {
+    pub(super) trainer: &'a Trainer,
+    pub(super) replay: &'a mut dyn Replay,
+    /// Images learned in the last step, which the buffer is offered after the next draw.
+    pub(super) pending: &'a mut [Entry],
+    pub(super) tracker: &'a OffsetTracker,
+    pub(super) counts: Counts,
+    pub(super) last_version: Option<String>,
+}
+
+impl State {
+    pub(super) fn open(
+        config: &checkpoint::Config,
+        learner_id: &str,
+        side_px: usize,
+    ) -> Result<(Self, Option<Restored>)> {
+        let mut checkpoints = Checkpoints::open(config)?;
+        let restored = checkpoints.load_newest()?;
+        let state = Self {
+            checkpoints,
+            learner_id: learner_id.to_owned(),
+            side_px,
+            written_at: Instant::now(),
+            every: config.every,
+        };
+        Ok((state, restored))
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        self.written_at.elapsed() >= self.every
+    }
+
+    /// Writes a checkpoint; returns what may be committed now.
+    pub(super) fn save(&mut self, parts: Parts<'_>) -> Result<Commit> {
+        let began = Instant::now();
+        let Parts { trainer, replay, pending, tracker, counts, last_version } = parts;
+        let mut entries: Vec<&mut Entry> =
+            replay.entries_mut().iter_mut().chain(pending.iter_mut()).collect();
+        self.checkpoints.store(&mut entries)?;
+        let held = replay.entries().iter().map(|entry| ReplayEntry::new(entry, false));
+        let waiting = pending.iter().map(|entry| ReplayEntry::new(entry, true));
+        let described: Option<Vec<_>> = held.chain(waiting).collect();
+        let Progress { steps, trained } = trainer.progress();
+        let manifest = Manifest {
+            format: FORMAT,
+            learner_id: self.learner_id.clone(),
+            architecture: trainer.plan().architecture.clone(),
+            side_px: self.side_px,
+            step: steps,
+            trained,
+            counts,
+            offsets: tracker
+                .next_offsets()
+                .into_iter()
+                .map(|(partition, next)| PartitionOffset { partition, next })
+                .collect(),
+            replay: described.context("every replayed image lies on disk")?,
+            replay_offered: replay.offered(),
+            last_version,
+        };
+        let checkpoint_id = self.checkpoints.save(&manifest, &trainer.to_arrays()?)?;
+        self.written_at = Instant::now();
+        histogram!("selfstream_checkpoint_seconds").record(began.elapsed().as_secs_f64());
+        debug!(checkpoint_id, took = ?began.elapsed(), "checkpoint written");
+        Ok(Commit {
+            offsets: tracker.assigned_offsets(),
+            learner_id: self.learner_id.clone(),
+            checkpoint_id,
+        })
+    }
+}
+
+/// Puts a restored checkpoint into the trainer; checks that it fits.
+pub(super) fn restore_trainer(
+    trainer: &mut Trainer,
+    restored: &Restored,
+    side_px: usize,
+) -> Result<()> {
+    let manifest = &restored.checkpoint.manifest;
+    let architecture = &trainer.plan().architecture;
+    ensure!(
+        manifest.architecture == *architecture && manifest.side_px == side_px,
+        "checkpoint {} holds {} at {} px, the configuration asks for {architecture} at {side_px} \
+         px: choose another checkpoint.dir, or the old settings",
+        restored.checkpoint.id,
+        manifest.architecture,
+        manifest.side_px,
+    );
+    let progress = Progress { steps: manifest.step, trained: manifest.trained };
+    trainer
+        .restore(&restored.checkpoint.arrays, progress)
+        .with_context(|| format!("checkpoint {}", restored.checkpoint.id))?;
+    info!(
+        checkpoint = restored.checkpoint.id,
+        step = manifest.step,
+        learned = manifest.counts.learned,
+        replay = manifest.replay.len(),
+        "restored"
+    );
+    Ok(())
+}
+
+/// The name of this learner, kept in its checkpoint folder: commits carry it.
+///
+/// # Errors
+/// Whatever the file system reports.
+pub fn learner_id(dir: &Path) -> Result<String> {
+    let path = dir.join("learner-id");
+    match fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
+        Ok(_) => make_learner_id(&path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => make_learner_id(&path),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+fn make_learner_id(path: &Path) -> Result<String> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&now.as_nanos().to_le_bytes());
+    hasher.update(&std::process::id().to_le_bytes());
+    hasher.update(path.as_os_str().as_encoded_bytes());
+    let id = hasher.finalize().to_hex()[..16].to_owned();
+    checkpoint::write_atomically(path, id.as_bytes())?;
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_learner_keeps_its_name() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let id = learner_id(dir.path()).unwrap();
+        assert_eq!(id, learner_id(dir.path()).unwrap());
+        assert_ne!(id, learner_id(other.path()).unwrap());
+    }
+}

@@ -1,0 +1,3 @@
+//! Parts that objectives share.
+
+pub mod head;

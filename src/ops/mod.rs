@@ -1,0 +1,24 @@
+//! How the operations of an encoder's plan are computed. [`candle`] is the interpreter on tensors
+//! with autograd, for every device; its CPU kernels are `cpu`'s loops over flat slices.
+//!
+//! The contract of an operation:
+//!
+//! - Layout is NHWC, row after row, f32: images and activations are `[N, H, W, C]`, pooled features
+//!   `[N, C]`. A convolution's weight is `[K, K, C, O]`, taps first, so that a gradient step, a
+//!   product and a checkpoint all see the same order. `H'`, `W'` are the sides after a stride.
+//! - It runs in the rayon pool of the thread that calls it (callers wrap a step in
+//!   `ThreadPool::install`) and splits its work by shape alone, with partial sums reduced in a fixed
+//!   order: on one processor the bits are the same for any number of threads.
+//! - An argument that needs no gradient costs none.
+//! - Beside each fast path stands the same formula composed of candle's own operations: what other
+//!   devices run, and the oracle of the tests.
+//!
+//! To add an operation: the loops in `cpu/NAME.rs`, the node and its composed twin in
+//! `candle/NAME.rs`, one `pub mod` row in `candle/mod.rs`, and tests of one against the other.
+
+pub use crate::encoder::Geometry;
+
+pub mod candle;
+mod cpu;
+mod multiply;
+mod simd;

@@ -1,0 +1,314 @@
+//! Plain loops compiled for the vector instructions of the processor they run on.
+//!
+//! The x86-64 baseline is SSE2. Each loop here is written once, in safe code, and compiled three
+//! times: as it is, for AVX2 and for AVX-512. Which one runs is decided at run time by a
+//! [`Level`], which can only be had for instructions that this processor has; that is the whole
+//! safety contract of the file.
+//!
+//! No loop fuses a product with a sum and none sums across lanes, so every level gives the same
+//! bits; the portable one is the oracle of the tests.
+
+use std::sync::OnceLock;
+
+/// The instructions a loop is run with.
+///
+/// Invariant: a value other than [`Level::PORTABLE`] exists only after its instructions were
+/// detected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Level(Set);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Set {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Level {
+    /// What the target's baseline offers.
+    pub(crate) const PORTABLE: Self = Self(Set::Portable);
+
+    /// Every level this processor has, best last.
+    pub(crate) fn available() -> Vec<Self> {
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "only x86-64 adds"))]
+        let mut levels = vec![Self::PORTABLE];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                levels.push(Self(Set::Avx2));
+            }
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+                levels.push(Self(Set::Avx512));
+            }
+        }
+        levels
+    }
+
+    /// The best of [`Level::available`], detected once.
+    pub(crate) fn best() -> Self {
+        static BEST: OnceLock<Level> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available().pop().unwrap_or(Self::PORTABLE))
+    }
+}
+
+/// Compiles each safe function once per level and puts a `level: Level` in front of its arguments.
+macro_rules! at_every_level {
+    ($($(#[$attribute:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block)*) => {
+        $($(#[$attribute])*
+        #[expect(clippy::allow_attributes, reason = "only some of these functions are as wide")]
+        #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its buffers")]
+        pub(crate) fn $name(level: Level, $($argument: $type),*) {
+            #[inline(always)]
+            fn portable($($argument: $type),*) $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2($($argument: $type),*) { portable($($argument),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl")]
+            fn avx512($($argument: $type),*) { portable($($argument),*) }
+            match level.0 {
+                Set::Portable => portable($($argument),*),
+                // SAFETY: a `Level` of this set exists only where AVX2 was detected.
+                #[cfg(target_arch = "x86_64")]
+                Set::Avx2 => unsafe { avx2($($argument),*) },
+                // SAFETY: a `Level` of this set exists only where AVX-512 F and VL were detected.
+                #[cfg(target_arch = "x86_64")]
+                Set::Avx512 => unsafe { avx512($($argument),*) },
+            }
+        })*
+    };
+}
+
+/// `gradient` where the rectifier let the value through, zero elsewhere; an output that is not a
+/// number lets it through, so that divergence stays visible.
+#[inline(always)]
+fn passed(gradient: f32, output: f32) -> f32 {
+    if output <= 0.0 { 0.0 } else { gradient }
+}
+
+/// max(value, floor) that keeps a value which is not a number.
+#[inline(always)]
+fn at_least(value: f32, floor: f32) -> f32 {
+    if value < floor { floor } else { value }
+}
+
+at_every_level! {
+    /// `sum += values`, elementwise.
+    fn add(sum: &mut [f32], values: &[f32]) {
+        for (sum, &value) in sum.iter_mut().zip(values) {
+            *sum += value;
+        }
+    }
+
+    /// Adds the rows of `x [R, C]` less `shift [C]`, and their squares, to `sums` and `squares`,
+    /// both `[C]`.
+    fn add_moments(x: &[f32], shift: &[f32], sums: &mut [f32], squares: &mut [f32]) {
+        for row in x.chunks_exact(shift.len()) {
+            let sums = sums.iter_mut().zip(squares.iter_mut());
+            for ((&x, &shift), (sum, square)) in row.iter().zip(shift).zip(sums) {
+                let centred = x - shift;
+                *sum += centred;
+                *square += centred * centred;
+            }
+        }
+    }
+
+    /// `y = max(x * scale + offset, floor)`; `x`, `y` are `[R, C]`, `scale`, `offset` `[C]`.
+    fn affine(x: &[f32], scale: &[f32], offset: &[f32], floor: f32, y: &mut [f32]) {
+        let channels = scale.len();
+        for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+            for ((y, &x), (&scale, &offset)) in y.iter_mut().zip(x).zip(scale.iter().zip(offset)) {
+                *y = at_least(x * scale + offset, floor);
+            }
+        }
+    }
+
+    /// `y = max(x * scale + offset + residual, floor)`; the shapes are [`affine`]'s.
+    fn affine_onto(x: &[f32], scale: &[f32], offset: &[f32], floor: f32, residual: &[f32],
+                   y: &mut [f32]) {
+        let channels = scale.len();
+        let inputs = x.chunks_exact(channels).zip(residual.chunks_exact(channels));
+        for (y, (x, residual)) in y.chunks_exact_mut(channels).zip(inputs) {
+            let inputs = x.iter().zip(residual).zip(scale.iter().zip(offset));
+            for (y, ((&x, &residual), (&scale, &offset))) in y.iter_mut().zip(inputs) {
+                *y = at_least(x * scale + offset + residual, floor);
+            }
+        }
+    }
+
+    /// Adds the rows of `dy [R, C]`, and of `dy * (x - mean)`, to `sums` and `products`, both `[C]`.
+    fn add_products(x: &[f32], dy: &[f32], mean: &[f32], sums: &mut [f32],
+                    products: &mut [f32]) {
+        let channels = mean.len();
+        for (x, dy) in x.chunks_exact(channels).zip(dy.chunks_exact(channels)) {
+            let sums = sums.iter_mut().zip(products.iter_mut());
+            for (((&x, &dy), &mean), (sum, product)) in x.iter().zip(dy).zip(mean).zip(sums) {
+                *sum += dy;
+                *product += dy * (x - mean);
+            }
+        }
+    }
+
+    /// [`add_products`] of the gradient that passed the rectifier whose outputs are `y [R, C]`.
+    fn add_passed_products(x: &[f32], y: &[f32], dy: &[f32], mean: &[f32], sums: &mut [f32],
+                           products: &mut [f32]) {
+        let channels = mean.len();
+        let rows = x.chunks_exact(channels).zip(y.chunks_exact(channels));
+        for ((x, y), dy) in rows.zip(dy.chunks_exact(channels)) {
+            let sums = sums.iter_mut().zip(products.iter_mut());
+            let row = x.iter().zip(y).zip(dy).zip(mean);
+            for ((((&x, &y), &dy), &mean), (sum, product)) in row.zip(sums) {
+                let gradient = passed(dy, y);
+                *sum += gradient;
+                *product += gradient * (x - mean);
+            }
+        }
+    }
+
+    /// `dx = dy * of_dy + x * of_x + constant`; rows `[R, C]`, coefficients `[3, C]` in this order.
+    fn combine(x: &[f32], dy: &[f32], coefficients: &[f32], dx: &mut [f32]) {
+        let channels = coefficients.len() / 3;
+        let (of_dy, rest) = coefficients.split_at(channels);
+        let (of_x, constant) = rest.split_at(channels);
+        let rows = x.chunks_exact(channels).zip(dy.chunks_exact(channels));
+        for (dx, (x, dy)) in dx.chunks_exact_mut(channels).zip(rows) {
+            let row = x.iter().zip(dy).zip(of_dy).zip(of_x).zip(constant);
+            for (dx, ((((&x, &dy), &of_dy), &of_x), &constant)) in dx.iter_mut().zip(row) {
+                *dx = dy * of_dy + (x * of_x + constant);
+            }
+        }
+    }
+
+    /// [`combine`] of the gradient that passed the rectifier whose outputs are `y [R, C]`.
+    fn combine_passed(x: &[f32], y: &[f32], dy: &[f32], coefficients: &[f32], dx: &mut [f32]) {
+        let channels = coefficients.len() / 3;
+        let (of_dy, rest) = coefficients.split_at(channels);
+        let (of_x, constant) = rest.split_at(channels);
+        let rows = x.chunks_exact(channels).zip(y.chunks_exact(channels));
+        let rows = rows.zip(dy.chunks_exact(channels));
+        for (dx, ((x, y), dy)) in dx.chunks_exact_mut(channels).zip(rows) {
+            let row = x.iter().zip(y).zip(dy).zip(of_dy).zip(of_x).zip(constant);
+            for (dx, (((((&x, &y), &dy), &of_dy), &of_x), &constant)) in dx.iter_mut().zip(row) {
+                *dx = passed(dy, y) * of_dy + (x * of_x + constant);
+            }
+        }
+    }
+
+    /// `out = dy` where the rectifier whose outputs are `y` let it through, else zero.
+    fn pass(y: &[f32], dy: &[f32], out: &mut [f32]) {
+        for (out, (&y, &dy)) in out.iter_mut().zip(y.iter().zip(dy)) {
+            *out = passed(dy, y);
+        }
+    }
+
+    /// `best = max(best, values)`, elementwise; what is not a number stays.
+    fn raise(best: &mut [f32], values: &[f32]) {
+        for (best, &value) in best.iter_mut().zip(values) {
+            *best = if value > *best || value.is_nan() { value } else { *best };
+        }
+    }
+
+    /// Moves `unclaimed` to `dx` where `x` equals the maximum `y`, and leaves zero in its place.
+    fn claim(x: &[f32], y: &[f32], unclaimed: &mut [f32], dx: &mut [f32]) {
+        for ((&x, &y), (unclaimed, dx)) in x.iter().zip(y).zip(unclaimed.iter_mut().zip(dx)) {
+            let is_maximum = x == y;
+            *dx += if is_maximum { *unclaimed } else { 0.0 };
+            *unclaimed = if is_maximum { 0.0 } else { *unclaimed };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Values of either sign with zeros and infinities among them.
+    fn values(seed: usize, length: usize) -> Vec<f32> {
+        (0..length)
+            .map(|i| match (i * 7919 + seed * 104_729) % 1009 {
+                0 => f32::INFINITY,
+                residue if residue % 10 == 0 => 0.0,
+                residue => residue as f32 / 100.0 - 5.0,
+            })
+            .collect()
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
+    /// Every loop once at `level`, its outputs one after another.
+    fn run(level: Level, rows: usize, channels: usize) -> Vec<f32> {
+        let length = rows * channels;
+        let (x, y, dy) = (values(1, length), values(2, length), values(3, length));
+        let (mean, scale) = (values(4, channels), values(5, channels));
+        let coefficients = values(6, 3 * channels);
+        let mut all = Vec::new();
+        let mut out = |work: &dyn Fn(&mut [f32])| {
+            let mut out = values(7, length);
+            work(&mut out);
+            all.extend(out);
+        };
+        out(&|out| add(level, out, &x));
+        out(&|out| affine(level, &x, &mean, &scale, 0.0, out));
+        out(&|out| affine_onto(level, &x, &mean, &scale, f32::NEG_INFINITY, &dy, out));
+        out(&|out| combine(level, &x, &dy, &coefficients, out));
+        out(&|out| combine_passed(level, &x, &y, &dy, &coefficients, out));
+        out(&|out| pass(level, &y, &dy, out));
+        out(&|out| raise(level, out, &x));
+        out(&|out| claim(level, &x, &y, &mut dy.clone(), out));
+        out(&|out| claim(level, &x, &x, out, &mut dy.clone()));
+        let mut pair = |work: &dyn Fn(&mut [f32], &mut [f32])| {
+            let (mut first, mut second) = (values(8, channels), values(9, channels));
+            work(&mut first, &mut second);
+            all.extend(first);
+            all.extend(second);
+        };
+        pair(&|first, second| add_moments(level, &x, &mean, first, second));
+        pair(&|first, second| add_products(level, &x, &dy, &mean, first, second));
+        pair(&|first, second| add_passed_products(level, &x, &y, &dy, &mean, first, second));
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn every_level_gives_the_portable_bits(rows in 0usize..9, channels in 1usize..70) {
+            let expected = run(Level::PORTABLE, rows, channels);
+            for level in Level::available() {
+                let found = run(level, rows, channels);
+                // Which bits an invalid operation's NaN carries is not specified.
+                for (&found, &expected) in found.iter().zip(&expected) {
+                    prop_assert!(
+                        found.to_bits() == expected.to_bits()
+                            || found.is_nan() && expected.is_nan(),
+                        "{found} is not {expected} at {level:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn closed_forms() {
+        let level = Level::best();
+        let mut y = [0.0; 4];
+        affine(level, &[1.0, -1.0, 2.0, f32::NAN], &[2.0, 3.0], &[0.5, 1.0], 0.0, &mut y);
+        assert_eq!(bits(&y[..3]), bits(&[2.5, 0.0, 4.5]));
+        assert!(y[3].is_nan(), "a rectifier must not hide divergence");
+        pass(level, &[1.0, 0.0, -1.0, f32::NAN], &[5.0, 6.0, 7.0, 8.0], &mut y);
+        assert_eq!(y, [5.0, 0.0, 0.0, 8.0]);
+        let (mut sums, mut squares) = ([0.0; 2], [0.0; 2]);
+        add_moments(level, &[1.0, 2.0, 3.0, 5.0], &[1.0, 1.0], &mut sums, &mut squares);
+        assert_eq!((sums, squares), ([2.0, 5.0], [4.0, 17.0]));
+    }
+
+    #[test]
+    fn the_portable_level_is_always_there_and_the_best_comes_last() {
+        let levels = Level::available();
+        assert_eq!(levels.first(), Some(&Level::PORTABLE));
+        assert_eq!(levels.last(), Some(&Level::best()));
+    }
+}

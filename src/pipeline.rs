@@ -1,0 +1,225 @@
+//! The flow: starts every stage, connects them, and joins them.
+
+use crate::augment::Preprocess;
+use crate::batch::assemble::ViewSpec;
+use crate::config::Config;
+use crate::decode::pool::{Pool, Size};
+use crate::learner::trainer::{Recipe, Trainer};
+use crate::learner::{self, Inputs, Learner, Limits, Refuse, Settings, Summary, Vitals};
+use crate::server::{self, Server};
+use crate::sink::dead_letter::DeadLetters;
+use crate::snapshot::{Encoded, Provenance, Registry, Snapshot};
+use crate::source::folder::Folder;
+use crate::source::kafka::{Kafka, Lag};
+use crate::source::{self, LearnerLink, Link, Source};
+use anyhow::{Context, Result, anyhow};
+use metrics_exporter_prometheus::PrometheusHandle;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+/// The most records that a decoder may hold before its work, and again after it; a guess that
+/// bounds them at some 400 MB of pixels.
+const MAX_DECODE_QUEUE: usize = 256;
+/// Checkpoints that may wait to be committed.
+const COMMITS: usize = 16;
+
+/// A pipeline that is running.
+pub struct Running {
+    /// The versions that answer.
+    pub registry: Arc<Registry>,
+    /// How the learner is doing.
+    pub vitals: watch::Receiver<Vitals>,
+    /// How far the source is behind.
+    pub lag: Lag,
+    /// Ends the run when cancelled.
+    pub stop: CancellationToken,
+    source: JoinHandle<Result<()>>,
+    learner: oneshot::Receiver<Result<Summary>>,
+}
+
+/// Starts source, decoders and learner; serving is [`serve`]'s.
+///
+/// # Errors
+/// Settings that do not fit what is there: checkpoints, folders, devices.
+pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result<Running> {
+    let runtime = Handle::current();
+    let registry = Arc::new(Registry::new(config.snapshot.resident));
+    let (vitals_sender, vitals) = watch::channel(Vitals::default());
+    let lag = Lag::default();
+
+    let source = build_source(config, &lag)?;
+    let threads = NonZeroUsize::new(config.run.decode_threads).unwrap_or(NonZeroUsize::MIN);
+    // A batch is decoded while the one before it is learned.
+    let queue = config.batch.images.div_ceil(threads.get()).min(MAX_DECODE_QUEUE);
+    let queue_items = NonZeroUsize::new(queue).unwrap_or(NonZeroUsize::MIN);
+    let size = Size { threads, queue_items };
+    let decoders = Pool::decoding(config.image.clone(), size).context("starting the decoders")?;
+    let (learner_link, controls) = LearnerLink::new();
+    let (commits, committed) = mpsc::channel(COMMITS);
+
+    let inputs = Inputs {
+        outcomes: decoders.outcomes,
+        refuse: open_refuse(config)?,
+        controls,
+        commits,
+        registry: Arc::clone(&registry),
+        vitals: vitals_sender,
+        stop: stop.clone(),
+        runtime,
+    };
+    let learner = start_learner(config, limits, inputs)?;
+    let link = Link {
+        records: Box::new(decoders.intake),
+        learner: learner_link,
+        commits: committed,
+        stop: stop.clone(),
+    };
+    let source = start_source(source, link, stop.clone())?;
+    Ok(Running { registry, vitals, lag, stop, source, learner })
+}
+
+impl Running {
+    /// Waits until the learner has ended, by itself or because it was told to.
+    ///
+    /// # Errors
+    /// What made a stage end early.
+    pub async fn join(self) -> Result<Summary> {
+        let summary = self.learner.await;
+        self.stop.cancel();
+        let joined = tokio::task::spawn_blocking(move || self.source.join()).await?;
+        let read = joined.map_err(|_| anyhow!("the source panicked"))?;
+        // What ended the source ended the learner in good order: tell it first.
+        read.context("source")?;
+        summary.map_err(|_| anyhow!("the learner panicked"))?.context("learner")
+    }
+}
+
+/// Answers queries until `stop`, then lets open requests finish.
+///
+/// # Errors
+/// Threads that cannot be started, or what befalls the listener.
+pub async fn serve(
+    config: Config,
+    registry: Arc<Registry>,
+    listener: TcpListener,
+    metrics: PrometheusHandle,
+    stop: CancellationToken,
+) -> Result<()> {
+    let server = Server::start(config.server, config.image, registry, metrics)
+        .context("starting the server")?;
+    server::serve(listener, server, stop.cancelled_owned()).await.context("serving")
+}
+
+/// The encoder that a run of `config` begins with.
+///
+/// # Errors
+/// A device that cannot be used.
+pub fn untrained(config: &Config) -> Result<Snapshot> {
+    let trainer = open_trainer(config)?;
+    let preprocess = Preprocess::imagenet(config.input.side_px);
+    let architecture = config.encoder.architecture;
+    let encoded =
+        Encoded::new(architecture, &preprocess, trainer.encoder(), Provenance::default())?;
+    Ok(encoded.snapshot)
+}
+
+fn build_source(config: &Config, lag: &Lag) -> Result<Box<dyn Source>> {
+    Ok(match config.source.kind {
+        source::Kind::Kafka => Box::new(Kafka::new(config.kafka.clone(), lag.clone())),
+        source::Kind::Folder => Box::new(Folder::open(config.folder.clone())?),
+    })
+}
+
+fn open_refuse(config: &Config) -> Result<Refuse> {
+    match (&config.kafka.dead_letter_topic, config.source.kind) {
+        (Some(topic), source::Kind::Kafka) => {
+            let (letters, acknowledged) = DeadLetters::open(&config.kafka, topic)?;
+            Ok(Refuse { letters: Some(letters), acknowledged })
+        }
+        _ => Ok(Refuse::and_drop()),
+    }
+}
+
+fn start_source(
+    source: Box<dyn Source>,
+    link: Link,
+    stop: CancellationToken,
+) -> Result<JoinHandle<Result<()>>> {
+    let run = move || {
+        let ended = source.run(link);
+        if let Err(error) = &ended {
+            error!(error = format!("{error:#}"), "the source has failed: stopping");
+            stop.cancel();
+        }
+        ended
+    };
+    std::thread::Builder::new().name("source".to_owned()).spawn(run).context("starting the source")
+}
+
+/// Starts the learner inside a pool of its own, so that nothing of it runs in the global one.
+fn start_learner(
+    config: &Config,
+    limits: Limits,
+    inputs: Inputs,
+) -> Result<oneshot::Receiver<Result<Summary>>> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(config.run.learner_threads)
+        .thread_name(|index| format!("learner-{index}"))
+        .build()
+        .context("starting the learner's threads")?;
+    let learner = pool.install(|| open_learner(config, limits, inputs))?;
+    let (ended, summary) = oneshot::channel();
+    std::thread::Builder::new().name("learner".to_owned()).spawn(move || {
+        let result = pool.install(|| learner.run());
+        if let Err(error) = &result {
+            error!(error = format!("{error:#}"), "the learner has failed: stopping");
+        }
+        drop(ended.send(result));
+    })?;
+    Ok(summary)
+}
+
+fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learner> {
+    let trainer = open_trainer(config)?;
+    let views = ViewSpec {
+        seed: config.run.seed,
+        augment: config.augment.clone(),
+        preprocess: Preprocess::imagenet(config.input.side_px),
+        decode: config.image.clone(),
+        views_per_image: trainer.views_per_image(),
+    };
+    let settings = Settings {
+        batch: config.batch.clone(),
+        replay: config.replay.clone(),
+        checkpoint: config.checkpoint.clone(),
+        snapshot: config.snapshot.clone(),
+        gate: config.gate.clone(),
+        architecture: config.encoder.architecture,
+        views,
+        view_threads: config.run.view_threads,
+        limits,
+        journal: config.run.journal.clone(),
+    };
+    let learner_id = learner::learner_id(&config.checkpoint.dir)?;
+    Learner::open(settings, trainer, &learner_id, inputs)
+}
+
+fn open_trainer(config: &Config) -> Result<Trainer> {
+    let device = config.run.device.open()?;
+    let trainer = Trainer::new(&Recipe {
+        plan: &config.encoder.architecture.plan(),
+        side_px: config.input.side_px,
+        objective: &config.objective,
+        optimizer: &config.learner.optimizer,
+        schedule: &config.learner.schedule,
+        seed: config.run.seed,
+        device: &device,
+    })?;
+    Ok(trainer)
+}

@@ -1,0 +1,4 @@
+//! Where records and events leave the process.
+
+pub mod dead_letter;
+pub mod images;

@@ -1,0 +1,217 @@
+//! A snapshot as bytes: one safetensors file named by its hash, its provenance beside it.
+
+use super::{Provenance, Snapshot};
+use crate::augment::Preprocess;
+use crate::checkpoint::{from_bytes, to_bytes, write_atomically};
+use crate::encoder::{Architecture, NamedArrays, Params};
+use crate::ops::candle::interpreter::forward_inference;
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const EXTENSION: &str = "safetensors";
+const DEFINITION_KEY: &str = "selfstream.snapshot";
+
+/// What is hashed beside the weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Definition {
+    format: u32,
+    architecture: String,
+    preprocess: Preprocess,
+}
+
+/// Version of the file's form.
+const FORMAT: u32 = 1;
+
+/// A plan with its numbers: the function that a snapshot is.
+struct PlanEncoder {
+    plan: crate::encoder::Plan,
+    params: Params,
+    side_px: usize,
+    device: Device,
+}
+
+impl super::Encode for PlanEncoder {
+    fn feature_dim(&self) -> usize {
+        self.plan.feature_dim
+    }
+
+    fn embed(&self, images: Vec<f32>, n_images: usize) -> candle_core::Result<Vec<f32>> {
+        let shape = (n_images, self.side_px, self.side_px, 3);
+        let images = Tensor::from_vec(images, shape, &self.device)?; // [N, H, W, C]
+        let features = forward_inference(&self.plan, &self.params, &images)?; // [N, D]
+        features.flatten_all()?.to_vec1()
+    }
+}
+
+/// A snapshot with the bytes that its name is the hash of.
+pub struct Encoded {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    bytes: Vec<u8>,
+}
+
+impl Encoded {
+    /// The encoder of `params` at this moment. Equal numbers give equal versions.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn new(
+        architecture: Architecture,
+        preprocess: &Preprocess,
+        params: &Params,
+        provenance: Provenance,
+    ) -> Result<Self> {
+        let definition = Definition {
+            format: FORMAT,
+            architecture: architecture.name().to_owned(),
+            preprocess: preprocess.clone(),
+        };
+        let arrays = params.to_arrays("")?;
+        let bytes = to_bytes(DEFINITION_KEY, &serde_json::to_string(&definition)?, &arrays)?;
+        let version = blake3::hash(&bytes).to_hex().to_string();
+        let snapshot = snapshot(version, definition, &arrays, provenance, &params.device())?;
+        Ok(Self { snapshot, bytes })
+    }
+
+    /// Writes the snapshot into `dir` and removes all but the newest `keep`.
+    ///
+    /// # Errors
+    /// Whatever the file system reports.
+    pub fn write(&self, dir: &Path, keep: usize) -> Result<()> {
+        let path = dir.join(format!("{}.{EXTENSION}", self.snapshot.version));
+        write_atomically(&path, &self.bytes)?;
+        let provenance = serde_json::to_vec_pretty(&self.snapshot.provenance)?;
+        write_atomically(&path.with_extension("json"), &provenance)?;
+        for (_, old) in list(dir)?.into_iter().skip(keep) {
+            for path in [old.with_extension("json"), old] {
+                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a snapshot file, or the newest one of a folder.
+///
+/// # Errors
+/// A path that cannot be read, or a file whose content is not what its name says.
+pub fn read(path: &Path, device: &Device) -> Result<Snapshot> {
+    if path.is_dir() {
+        let newest = list(path)?.into_iter().next();
+        let (_, newest) =
+            newest.with_context(|| format!("{} holds no snapshot", path.display()))?;
+        return read(&newest, device);
+    }
+    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let version = blake3::hash(&bytes).to_hex().to_string();
+    let named = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    ensure!(named == version, "{} is damaged: its content has hash {version}", path.display());
+    let (definition, arrays) = from_bytes(DEFINITION_KEY, &bytes)
+        .with_context(|| format!("{} is no snapshot", path.display()))?;
+    let definition: Definition = serde_json::from_str(&definition)
+        .with_context(|| format!("{} is no snapshot of this program", path.display()))?;
+    let provenance = read_provenance(path)?;
+    snapshot(version, definition, &arrays, provenance, device)
+        .with_context(|| format!("loading {}", path.display()))
+}
+
+fn snapshot(
+    version: String,
+    definition: Definition,
+    arrays: &NamedArrays,
+    provenance: Provenance,
+    device: &Device,
+) -> Result<Snapshot> {
+    ensure!(definition.format == FORMAT, "snapshot format {} is unknown", definition.format);
+    let Some(architecture) = Architecture::from_name(&definition.architecture) else {
+        bail!("architecture {} is unknown", definition.architecture)
+    };
+    let plan = architecture.plan();
+    let mut params = Params::init(&plan.weights, &plan.moments, [0, 0], device)?;
+    params.load_arrays("", arrays)?;
+    let side_px = definition.preprocess.side_px;
+    let encoder = PlanEncoder { plan, params, side_px, device: device.clone() };
+    Ok(Snapshot {
+        version,
+        architecture: definition.architecture,
+        preprocess: definition.preprocess,
+        provenance,
+        encoder: Box::new(encoder),
+    })
+}
+
+fn read_provenance(path: &Path) -> Result<Provenance> {
+    let path = path.with_extension("json");
+    let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is no provenance", path.display()))
+}
+
+/// Snapshot files of `dir` with their steps, newest first.
+fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut snapshots = vec![];
+    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
+        let path = entry?.path();
+        // Without its provenance a snapshot is half-written.
+        if path.extension().is_some_and(|e| e == EXTENSION) && path.with_extension("json").exists()
+        {
+            let provenance = read_provenance(&path)?;
+            snapshots.push(((provenance.step, provenance.created_ms), path));
+        }
+    }
+    snapshots.sort();
+    snapshots.reverse();
+    Ok(snapshots.into_iter().map(|((step, _), path)| (step, path)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(seed: u64, step: u64) -> Encoded {
+        let plan = Architecture::SlimResnet.plan();
+        let params = Params::init(&plan.weights, &plan.moments, [seed, 0], &Device::Cpu).unwrap();
+        let provenance = Provenance { step, ..Provenance::default() };
+        let preprocess = Preprocess::imagenet(16);
+        Encoded::new(Architecture::SlimResnet, &preprocess, &params, provenance).unwrap()
+    }
+
+    #[test]
+    fn equal_numbers_have_equal_names_and_others_differ() {
+        assert_eq!(encoded(1, 3).snapshot.version, encoded(1, 4).snapshot.version);
+        assert_ne!(encoded(1, 3).snapshot.version, encoded(2, 3).snapshot.version);
+    }
+
+    #[test]
+    fn a_read_snapshot_embeds_as_the_written_one_did() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = encoded(1, 3);
+        let new = encoded(2, 5);
+        old.write(dir.path(), 10).unwrap();
+        new.write(dir.path(), 10).unwrap();
+        let read = read(dir.path(), &Device::Cpu).unwrap();
+        assert_eq!(read.version, new.snapshot.version, "the newest of the folder");
+        assert_eq!(read.provenance, new.snapshot.provenance);
+        let image: Vec<f32> = (0..16 * 16 * 3).map(|i| (i % 17) as f32 / 17.0).collect();
+        let embed = |snapshot: &Snapshot| snapshot.encoder.embed(image.clone(), 1).unwrap();
+        assert_eq!(embed(&read), embed(&new.snapshot));
+    }
+
+    #[test]
+    fn only_the_newest_are_kept_and_a_damaged_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for step in 0..4 {
+            encoded(step, step).write(dir.path(), 2).unwrap();
+        }
+        let kept = list(dir.path()).unwrap();
+        assert_eq!(kept.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [3, 2]);
+        let mut bytes = fs::read(&kept[0].1).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&kept[0].1, bytes).unwrap();
+        let error = read(&kept[0].1, &Device::Cpu).err().unwrap().to_string();
+        assert!(error.contains("is damaged"), "{error}");
+    }
+}

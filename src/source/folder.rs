@@ -1,0 +1,128 @@
+//! A folder or tar of images as a stream of one partition.
+//!
+//! Offsets count images over all passes, so a restart goes on where the checkpoint says, and each
+//! pass has an order of its own.
+
+use super::collection::Collection;
+use super::offsets::{Candidate, Partition};
+use super::{Link, Offer, Origin, Record, Source};
+use crate::setting::{Invalid, within};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tracing::info;
+
+/// `[folder]`: what the `folder` source streams.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// A folder, or a .tar, .tar.gz or .tar.xz, of images.
+    pub path: PathBuf,
+    /// How often all of it is streamed.
+    pub passes: u64,
+    /// Seed of the order of each pass; unset, images come in the order of their names.
+    pub shuffle_seed: Option<u64>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { path: PathBuf::from("images"), passes: 1, shuffle_seed: None }
+    }
+}
+
+impl Config {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first value that is not allowed, by key.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if self.path.as_os_str().is_empty() {
+            return Err(Invalid::new("folder.path", "\"\"", "a folder or a tar of images"));
+        }
+        within("folder.passes", self.passes, 1.., "at least 1")
+    }
+}
+
+/// Longest wait for space before the stop signal is looked at again.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// The folder source.
+pub struct Folder {
+    config: Config,
+    collection: Collection,
+}
+
+impl Folder {
+    /// Opens what `config` names.
+    ///
+    /// # Errors
+    /// A path that cannot be read or holds no images.
+    pub fn open(config: Config) -> Result<Self> {
+        let collection = Collection::open(&config.path).context("folder.path")?;
+        Ok(Self { config, collection })
+    }
+
+    fn record(&self, order: &[usize], partition: &Partition, at: (i64, u64)) -> Result<Record> {
+        let (offset, generation) = at;
+        let index = order[offset as usize % order.len()];
+        let label =
+            self.collection.label(index).map(|l| bytes::Bytes::copy_from_slice(l.as_bytes()));
+        Ok(Record {
+            origin: Origin {
+                topic: Arc::clone(&partition.topic),
+                partition: partition.partition,
+                offset,
+            },
+            generation,
+            bytes: self.collection.read(index)?,
+            timestamp_ms: now_ms(),
+            key: None,
+            headers: label.map(|label| ("label".to_owned(), Some(label))).into_iter().collect(),
+        })
+    }
+
+    fn order(&self, pass: u64) -> Vec<usize> {
+        match self.config.shuffle_seed {
+            Some(seed) => self.collection.shuffled_order(seed, pass),
+            None => (0..self.collection.len()).collect(),
+        }
+    }
+}
+
+fn now_ms() -> Option<i64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_millis()).ok()
+}
+
+impl Source for Folder {
+    fn run(self: Box<Self>, mut link: Link) -> Result<()> {
+        let n_images = self.collection.len() as i64;
+        let high = n_images * self.config.passes as i64;
+        let partition = Partition { topic: Arc::from("folder"), partition: 0 };
+        let candidate =
+            Candidate { partition: partition.clone(), committed: None, low: 0, high, default: 0 };
+        let Ok(starts) = link.learner.assign(vec![candidate]) else { return Ok(()) };
+        let [start] = &starts[..] else { bail!("one partition asked for, {} given", starts.len()) };
+        let mut order = vec![];
+        for offset in start.offset..high {
+            if order.is_empty() || offset % n_images == 0 {
+                order = self.order((offset / n_images) as u64);
+            }
+            let mut record = self.record(&order, &partition, (offset, start.generation))?;
+            loop {
+                match link.records.offer(record, WAIT) {
+                    Offer::Taken => break,
+                    Offer::Closed => return Ok(()),
+                    Offer::Full(_) if link.stop.is_cancelled() => return Ok(()),
+                    Offer::Full(same) => record = same,
+                }
+            }
+        }
+        info!(images = high, "the folder has been streamed");
+        // The commits of a folder are its checkpoints; the channel is kept until the learner ends.
+        while link.commits.blocking_recv().is_some() {}
+        Ok(())
+    }
+}

@@ -1,0 +1,234 @@
+//! The poll loop. It never stops polling for long, so a step of any length loses no assignment.
+
+use super::context::{Context, RateLimit, commit_offsets};
+use super::{Config, Lag};
+use crate::source::offsets::Partition;
+use crate::source::{Commit, Downstream, Link, Offer, Origin, Record};
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+/// Longest wait for a message; commits and the stop signal are looked at as often.
+const POLL: Duration = Duration::from_millis(100);
+/// Longest wait for space downstream before the partitions are paused and polled on. Pausing drops
+/// what librdkafka has fetched ahead, so it is kept for steps that take longer than most.
+const BLOCK: Duration = Duration::from_secs(5);
+
+/// Reads until `link.stop`, then commits until the learner has ended.
+pub(super) fn run(config: &Config, lag: Lag, link: Link) -> Result<()> {
+    let Link { mut records, learner, mut commits, stop } = link;
+    let context = Context {
+        learner,
+        stop: stop.clone(),
+        start_at: config.start,
+        lag,
+        generations: Mutex::default(),
+        quiet: RateLimit::default(),
+    };
+    let consumer: BaseConsumer<Context> =
+        client_config(config).create_with_context(context).context("kafka client")?;
+    let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
+    consumer.subscribe(&topics).context("subscribing")?;
+    info!(?topics, group = config.group, brokers = config.brokers, "subscribed");
+
+    let mut reader = Reader { consumer: &consumer, names: HashSet::new() };
+    while !stop.is_cancelled() {
+        commit_pending(&consumer, &mut commits);
+        match consumer.poll(POLL) {
+            None => {}
+            Some(Err(error)) => reader.on_error(&error)?,
+            Some(Ok(message)) => {
+                if let Some(record) = reader.record(&message)
+                    && !reader.hand_on(record, &mut *records, &mut commits, &stop)?
+                {
+                    break;
+                }
+            }
+        }
+    }
+    drop(records);
+    reader.finish(commits)
+}
+
+fn client_config(config: &Config) -> ClientConfig {
+    let mut client = config.client();
+    client
+        .set("group.id", &config.group)
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        // With the default of a second a small queue starves its reader.
+        .set("fetch.queue.backoff.ms", "10")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("fetch.message.max.bytes", "1048576")
+        // A topic that is made after we subscribe is found this soon; the default is 5 minutes.
+        .set("topic.metadata.refresh.interval.ms", "10000")
+        .set("statistics.interval.ms", "1000");
+    if let Some(instance_id) = &config.instance_id {
+        client.set("group.instance.id", instance_id);
+    }
+    config.with_properties(client)
+}
+
+/// Sends the newest checkpoint's offsets, if one has been written.
+fn commit_pending(consumer: &BaseConsumer<Context>, commits: &mut mpsc::Receiver<Commit>) {
+    let mut newest = None;
+    while let Ok(commit) = commits.try_recv() {
+        newest = Some(commit);
+    }
+    if let Some(commit) = newest {
+        commit_now(consumer, &commit, CommitMode::Async);
+    }
+}
+
+fn commit_now(consumer: &BaseConsumer<Context>, commit: &Commit, mode: CommitMode) {
+    if let Err(error) = commit_offsets(consumer, commit, mode) {
+        warn!(%error, checkpoint = commit.checkpoint_id, "commit failed; the next one follows");
+    }
+}
+
+struct Reader<'a> {
+    consumer: &'a BaseConsumer<Context>,
+    names: HashSet<Arc<str>>,
+}
+
+impl Reader<'_> {
+    /// Copies a message out of librdkafka; `None` if its partition has just been revoked.
+    fn record(&mut self, message: &BorrowedMessage<'_>) -> Option<Record> {
+        let topic = self.intern(message.topic());
+        let partition = Partition { topic: Arc::clone(&topic), partition: message.partition() };
+        let generation = self.consumer.context().generation(&partition)?;
+        let headers = message.headers().map(|headers| {
+            let copy = |value: &[u8]| Bytes::copy_from_slice(value);
+            headers.iter().map(|h| (h.key.to_owned(), h.value.map(copy))).collect()
+        });
+        Some(Record {
+            origin: Origin { topic, partition: message.partition(), offset: message.offset() },
+            generation,
+            bytes: message.payload().map(Bytes::copy_from_slice).unwrap_or_default(),
+            timestamp_ms: message.timestamp().to_millis(),
+            key: message.key().map(Bytes::copy_from_slice),
+            headers: headers.unwrap_or_default(),
+        })
+    }
+
+    fn intern(&mut self, topic: &str) -> Arc<str> {
+        if let Some(name) = self.names.get(topic) {
+            return Arc::clone(name);
+        }
+        let name: Arc<str> = Arc::from(topic);
+        self.names.insert(Arc::clone(&name));
+        name
+    }
+
+    /// Hands a record on, polling all the while. False if the next stage has ended.
+    fn hand_on(
+        &self,
+        record: Record,
+        records: &mut dyn Downstream,
+        commits: &mut mpsc::Receiver<Commit>,
+        stop: &tokio_util::sync::CancellationToken,
+    ) -> Result<bool> {
+        let mut record = match records.offer(record, BLOCK) {
+            Offer::Taken => return Ok(true),
+            Offer::Closed => return Ok(false),
+            Offer::Full(record) => record,
+        };
+        let paused = self.consumer.assignment().context("assignment")?;
+        self.consumer.pause(&paused).context("pausing")?;
+        let is_open = loop {
+            commit_pending(self.consumer, commits);
+            // Paused partitions deliver nothing: this serves rebalances and keeps the membership.
+            match self.consumer.poll(Duration::ZERO) {
+                Some(Err(error)) => self.on_error(&error)?,
+                Some(Ok(message)) => {
+                    // Assigned while we were paused: it will be read again from here.
+                    self.rewind(&message)?;
+                }
+                None => {}
+            }
+            match records.offer(record, POLL) {
+                Offer::Taken => break true,
+                Offer::Closed => break false,
+                Offer::Full(_) if stop.is_cancelled() => break false,
+                Offer::Full(same) => record = same,
+            }
+        };
+        let assigned = self.consumer.assignment().context("assignment")?;
+        self.consumer.resume(&assigned).context("resuming")?;
+        Ok(is_open)
+    }
+
+    fn rewind(&self, message: &BorrowedMessage<'_>) -> Result<()> {
+        let offset = rdkafka::Offset::Offset(message.offset());
+        let (topic, partition) = (message.topic(), message.partition());
+        self.consumer
+            .seek(topic, partition, offset, Duration::from_secs(10))
+            .context("rewinding")?;
+        let assigned = self.consumer.assignment().context("assignment")?;
+        self.consumer.pause(&assigned).context("pausing")
+    }
+
+    /// Outages pass; only what librdkafka calls fatal ends the run.
+    fn on_error(&self, error: &KafkaError) -> Result<()> {
+        if let Some((code, reason)) = self.consumer.client().fatal_error() {
+            bail!("kafka: fatal error {code:?}: {reason}");
+        }
+        let code = error.rdkafka_error_code();
+        if code == Some(RDKafkaErrorCode::AutoOffsetReset) {
+            return self.realign();
+        }
+        let kind = code.map_or_else(|| error.to_string(), |code| format!("{code:?}"));
+        if self.consumer.context().quiet.admits(&kind) {
+            warn!(%error, "kafka: reading failed; it is tried again until it passes");
+        }
+        Ok(())
+    }
+
+    /// Our place is gone at the broker: begins each partition again inside what it has.
+    fn realign(&self) -> Result<()> {
+        let assigned = self.consumer.assignment().context("assignment")?;
+        let context = self.consumer.context();
+        context.release(self.consumer, &assigned);
+        context.place(self.consumer, &assigned);
+        let places = assigned.to_topic_map();
+        for ((topic, partition), offset) in &places {
+            self.consumer
+                .seek(topic, *partition, *offset, Duration::from_secs(10))
+                .with_context(|| format!("seeking {topic}/{partition}"))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the membership until the learner has ended, then commits its last checkpoint.
+    fn finish(&self, mut commits: mpsc::Receiver<Commit>) -> Result<()> {
+        let assigned = self.consumer.assignment().context("assignment")?;
+        self.consumer.pause(&assigned).context("pausing")?;
+        let mut last: Option<Commit> = None;
+        loop {
+            match commits.try_recv() {
+                Ok(commit) => last = Some(commit),
+                Err(mpsc::error::TryRecvError::Disconnected) => break,
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    if let Some(Err(error)) = self.consumer.poll(POLL) {
+                        self.on_error(&error)?;
+                    }
+                }
+            }
+        }
+        if let Some(commit) = &last {
+            commit_now(self.consumer, commit, CommitMode::Sync);
+            info!(checkpoint = commit.checkpoint_id, "committed");
+        }
+        Ok(())
+    }
+}

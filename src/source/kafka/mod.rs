@@ -1,0 +1,176 @@
+//! Kafka: a consumer group over one or more topics.
+
+mod consumer;
+mod context;
+
+use super::{Link, Source};
+use crate::setting::Invalid;
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// `[kafka]`: the cluster and what is read of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Bootstrap servers, `host:port`, separated by commas.
+    pub brokers: String,
+    /// The topics whose messages are images.
+    pub topics: Vec<String>,
+    /// The consumer group.
+    pub group: String,
+    /// A static member's name: a restart within the session timeout keeps its partitions.
+    pub instance_id: Option<String>,
+    /// Where a partition that nobody has read begins.
+    pub start: StartAt,
+    /// Where refused records go; unset, they are counted and dropped.
+    pub dead_letter_topic: Option<String>,
+    /// Any librdkafka property, TLS and SASL included, for every client; wins over ours.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StartAt {
+    /// The oldest message that the broker has.
+    #[default]
+    Earliest,
+    /// Only what comes from now on.
+    Latest,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            brokers: "localhost:9092".to_owned(),
+            topics: vec!["images".to_owned()],
+            group: "selfstream".to_owned(),
+            instance_id: None,
+            start: StartAt::default(),
+            dead_letter_topic: None,
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
+/// Properties that the delivery promise rests on.
+const OURS_ALONE: [(&str, &str); 5] = [
+    ("enable.auto.commit", "offsets are committed after the checkpoint that holds them"),
+    ("enable.auto.offset.store", "offsets are committed after the checkpoint that holds them"),
+    ("auto.offset.reset", "lost data is an event; set kafka.start instead"),
+    ("group.id", "set kafka.group instead"),
+    ("group.instance.id", "set kafka.instance_id instead"),
+];
+
+impl Config {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first value that is not allowed, by key.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let filled = |key: &str, value: &str, allowed: &str| {
+            if value.trim().is_empty() { Err(Invalid::new(key, "\"\"", allowed)) } else { Ok(()) }
+        };
+        filled("kafka.brokers", &self.brokers, "host:port, or several separated by commas")?;
+        filled("kafka.group", &self.group, "a consumer group's name")?;
+        if self.topics.is_empty() {
+            return Err(Invalid::new("kafka.topics", "[]", "at least one topic"));
+        }
+        for topic in &self.topics {
+            filled("kafka.topics", topic, "names of topics")?;
+        }
+        if let Some(topic) = &self.dead_letter_topic {
+            filled("kafka.dead_letter_topic", topic, "a topic's name, or unset")?;
+            if self.topics.contains(topic) {
+                let allowed = "none of kafka.topics, or refused records would come back";
+                return Err(Invalid::new("kafka.dead_letter_topic", topic, allowed));
+            }
+        }
+        for (property, why) in OURS_ALONE {
+            if let Some(value) = self.properties.get(property) {
+                let key = format!("kafka.properties.{property}");
+                return Err(Invalid::new(&key, value, format!("unset: {why}")));
+            }
+        }
+        // librdkafka checks each property when a client is made: a name or value that it does not
+        // know is refused there, by name.
+        Ok(())
+    }
+
+    /// What every client of the cluster starts from.
+    pub fn client(&self) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", &self.brokers).set("client.id", "selfstream");
+        // Everything that reaches the context is filtered there.
+        client.set_log_level(RDKafkaLogLevel::Info);
+        client
+    }
+
+    /// Lets the user's properties win.
+    pub fn with_properties(&self, mut client: ClientConfig) -> ClientConfig {
+        for (property, value) in &self.properties {
+            client.set(property, value);
+        }
+        client
+    }
+}
+
+/// Records that the broker has and we have not read, over all partitions.
+#[derive(Clone, Debug, Default)]
+pub struct Lag(Arc<AtomicU64>);
+
+impl Lag {
+    /// The last reading.
+    pub fn records(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, records: u64) {
+        self.0.store(records, Ordering::Relaxed);
+    }
+}
+
+/// The Kafka source.
+pub struct Kafka {
+    config: Config,
+    lag: Lag,
+}
+
+impl Kafka {
+    /// A source that reports its lag to `lag`.
+    pub fn new(config: Config, lag: Lag) -> Self {
+        Self { config, lag }
+    }
+}
+
+impl Source for Kafka {
+    fn run(self: Box<Self>, link: Link) -> anyhow::Result<()> {
+        consumer::run(&self.config, self.lag, link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_that_the_delivery_promise_rests_on_are_refused() {
+        for (property, _) in OURS_ALONE {
+            let properties = [(property.to_owned(), "x".to_owned())].into();
+            let error = Config { properties, ..Config::default() }.validate().unwrap_err();
+            assert_eq!(error.key, format!("kafka.properties.{property}"));
+        }
+    }
+
+    #[test]
+    fn the_users_properties_win() {
+        let properties = [("client.id".to_owned(), "mine".to_owned())].into();
+        let config = Config { properties, ..Config::default() };
+        let client = config.with_properties(config.client());
+        assert_eq!(client.get("client.id"), Some("mine"));
+    }
+}

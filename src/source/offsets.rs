@@ -1,0 +1,266 @@
+//! What is done of each partition, and where reading would have to begin again.
+//!
+//! A record is done when it has been learned, or refused with its dead letter acknowledged. A
+//! partition's next offset is the end of the done prefix of what was delivered: transactions and
+//! compaction leave gaps in the integers, so the integers themselves are no guide.
+
+use super::Origin;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+
+/// A partition of a topic.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Partition {
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Number within the topic.
+    pub partition: i32,
+}
+
+impl From<&Origin> for Partition {
+    fn from(origin: &Origin) -> Self {
+        Self { topic: Arc::clone(&origin.topic), partition: origin.partition }
+    }
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.topic, self.partition)
+    }
+}
+
+/// The offset at which each partition would be read again.
+pub type NextOffsets = BTreeMap<Partition, i64>;
+
+/// What a source knows of a partition that it is about to read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// Which.
+    pub partition: Partition,
+    /// What the broker has for our group, with the learner that committed it if it says one.
+    pub committed: Option<(i64, Option<String>)>,
+    /// The first offset that the broker still has.
+    pub low: i64,
+    /// One past its last.
+    pub high: i64,
+    /// Where to start if nobody ever read it.
+    pub default: i64,
+}
+
+/// Where to start reading a partition.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Start {
+    /// Which.
+    pub partition: Partition,
+    /// The first offset to read.
+    pub offset: i64,
+    /// Records carry this number; those of an earlier assignment are stale.
+    pub generation: u64,
+    /// Records that were gone from the broker before we learned them.
+    pub lost: u64,
+}
+
+/// Where to start reading `candidate`: at `ours`, which a checkpoint holds, unless another learner
+/// has committed since; and inside what the broker still has.
+///
+/// Returns the offset and how many records were lost before it.
+pub fn start(candidate: &Candidate, ours: Option<i64>, learner_id: &str) -> (i64, u64) {
+    let wanted = match (&candidate.committed, ours) {
+        (Some((committed, Some(by))), _) if by != learner_id => *committed,
+        (_, Some(ours)) => ours,
+        (Some((committed, _)), None) => *committed,
+        (None, None) => candidate.default,
+    };
+    if wanted > candidate.high {
+        // The topic was made anew: nothing that we know of is in it.
+        (candidate.low, 0)
+    } else {
+        let offset = wanted.max(candidate.low);
+        (offset, (offset - wanted) as u64)
+    }
+}
+
+struct Progress {
+    generation: u64,
+    next: i64,
+    /// Delivered records that are not in the done prefix: offset, and whether it is done.
+    pending: VecDeque<(i64, bool)>,
+}
+
+/// Follows every delivered record until it is done.
+#[derive(Default)]
+pub struct OffsetTracker {
+    assigned: BTreeMap<Partition, Progress>,
+    /// Next offsets of partitions that we had and gave up.
+    released: NextOffsets,
+}
+
+impl OffsetTracker {
+    /// A tracker that remembers `next` from a checkpoint; nothing is assigned yet.
+    pub fn restore(next: NextOffsets) -> Self {
+        Self { assigned: BTreeMap::new(), released: next }
+    }
+
+    /// Where we would go on with `partition`, if we ever had it.
+    pub fn next(&self, partition: &Partition) -> Option<i64> {
+        let assigned = self.assigned.get(partition).map(|progress| progress.next);
+        assigned.or_else(|| self.released.get(partition).copied())
+    }
+
+    /// Begins with `partition` at `next`; records of older generations are stale from now on.
+    pub fn assign(&mut self, partition: Partition, generation: u64, next: i64) {
+        self.released.remove(&partition);
+        let progress = Progress { generation, next, pending: VecDeque::new() };
+        self.assigned.insert(partition, progress);
+    }
+
+    /// Gives `partition` up: what is in flight of it is forgotten.
+    pub fn revoke(&mut self, partition: &Partition) {
+        if let Some(progress) = self.assigned.remove(partition) {
+            self.released.insert(partition.clone(), progress.next);
+        }
+    }
+
+    /// Whether a record of `generation` still belongs to us.
+    pub fn is_current(&self, origin: &Origin, generation: u64) -> bool {
+        let progress = self.assigned.get(&Partition::from(origin));
+        progress.is_some_and(|progress| progress.generation == generation)
+    }
+
+    /// Notes a delivered record. False if it is stale or was delivered before: drop it.
+    pub fn delivered(&mut self, origin: &Origin, generation: u64) -> bool {
+        let Some(progress) = self.assigned.get_mut(&Partition::from(origin)) else { return false };
+        let last = progress.pending.back().map_or(progress.next - 1, |&(offset, _)| offset);
+        if progress.generation != generation || origin.offset <= last {
+            return false;
+        }
+        progress.pending.push_back((origin.offset, false));
+        true
+    }
+
+    /// Notes that a record is done. False if it is stale.
+    pub fn done(&mut self, origin: &Origin, generation: u64) -> bool {
+        let Some(progress) = self.assigned.get_mut(&Partition::from(origin)) else { return false };
+        if progress.generation != generation {
+            return false;
+        }
+        let found = progress.pending.binary_search_by_key(&origin.offset, |&(offset, _)| offset);
+        let Ok(index) = found else { return false };
+        progress.pending[index].1 = true;
+        while let Some(&(offset, true)) = progress.pending.front() {
+            progress.pending.pop_front();
+            progress.next = offset + 1;
+        }
+        true
+    }
+
+    /// Records delivered and not done.
+    pub fn in_flight(&self) -> u64 {
+        let pending = self.assigned.values().flat_map(|progress| &progress.pending);
+        pending.filter(|(_, done)| !done).count() as u64
+    }
+
+    /// Where each partition would go on, those given up included.
+    pub fn next_offsets(&self) -> NextOffsets {
+        let assigned = self.assigned.iter().map(|(key, progress)| (key.clone(), progress.next));
+        self.released.clone().into_iter().chain(assigned).collect()
+    }
+
+    /// The same of the partitions that we have.
+    pub fn assigned_offsets(&self) -> NextOffsets {
+        self.assigned.iter().map(|(key, progress)| (key.clone(), progress.next)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn origin(offset: i64) -> Origin {
+        Origin { topic: Arc::from("images"), partition: 3, offset }
+    }
+
+    fn partition() -> Partition {
+        Partition::from(&origin(0))
+    }
+
+    proptest! {
+        /// The model: next is one past the last record before the first that is not done.
+        #[test]
+        fn next_is_the_end_of_the_done_prefix(
+            gaps in prop::collection::vec(1i64..4, 1..40),
+            order in prop::collection::vec(any::<prop::sample::Index>(), 0..60),
+        ) {
+            let offsets: Vec<i64> = gaps.iter().scan(9, |at, gap| { *at += gap; Some(*at) }).collect();
+            let mut tracker = OffsetTracker::default();
+            tracker.assign(partition(), 1, 10);
+            for &offset in &offsets {
+                prop_assert!(tracker.delivered(&origin(offset), 1));
+                prop_assert!(!tracker.delivered(&origin(offset), 1), "delivered twice");
+            }
+            let mut done = vec![false; offsets.len()];
+            for index in order {
+                let index = index.index(offsets.len());
+                tracker.done(&origin(offsets[index]), 1);
+                done[index] = true;
+                let prefix = done.iter().take_while(|done| **done).count();
+                let expected = if prefix == 0 { 10 } else { offsets[prefix - 1] + 1 };
+                prop_assert_eq!(tracker.next(&partition()), Some(expected));
+                let open = done.iter().filter(|done| !**done).count() as u64;
+                prop_assert_eq!(tracker.in_flight(), open);
+            }
+        }
+    }
+
+    #[test]
+    fn a_start_follows_the_checkpoint_unless_another_learner_committed() {
+        let candidate = |committed: Option<(i64, Option<&str>)>| Candidate {
+            partition: partition(),
+            committed: committed.map(|(at, by)| (at, by.map(str::to_owned))),
+            low: 10,
+            high: 100,
+            default: 100,
+        };
+        let start = |committed, ours| start(&candidate(committed), ours, "us");
+        assert_eq!(start(None, None), (100, 0), "nobody read it");
+        assert_eq!(start(Some((20, None)), None), (20, 0), "a commit of another tool");
+        assert_eq!(
+            start(Some((20, Some("us"))), Some(30)),
+            (30, 0),
+            "a checkpoint after the commit"
+        );
+        assert_eq!(
+            start(Some((40, Some("us"))), Some(30)),
+            (30, 0),
+            "a checkpoint before the commit"
+        );
+        assert_eq!(start(Some((40, Some("them"))), Some(30)), (40, 0), "another learner since");
+        assert_eq!(start(Some((20, Some("us"))), None), (20, 0), "our checkpoint is gone");
+        assert_eq!(start(None, Some(4)), (10, 6), "retention passed us");
+        assert_eq!(start(None, Some(400)), (10, 0), "the topic was made anew");
+    }
+
+    #[test]
+    fn an_older_generation_is_stale_and_a_revoked_partition_keeps_its_place() {
+        let mut tracker = OffsetTracker::default();
+        tracker.assign(partition(), 1, 0);
+        assert!(tracker.delivered(&origin(0), 1));
+        assert!(tracker.delivered(&origin(1), 1));
+        assert!(tracker.done(&origin(0), 1));
+        tracker.revoke(&partition());
+        assert!(!tracker.done(&origin(1), 1));
+        assert!(!tracker.delivered(&origin(2), 1));
+        assert_eq!(tracker.next(&partition()), Some(1));
+        assert_eq!(tracker.in_flight(), 0);
+        assert!(tracker.assigned_offsets().is_empty());
+        assert_eq!(tracker.next_offsets()[&partition()], 1);
+
+        tracker.assign(partition(), 2, 1);
+        assert!(!tracker.is_current(&origin(1), 1));
+        assert!(!tracker.delivered(&origin(1), 1));
+        assert!(tracker.delivered(&origin(1), 2));
+    }
+}

@@ -1,0 +1,112 @@
+//! Commands as people type them: what they print, and how they fail.
+
+use crate::harness::png;
+use std::process::{Command, Output};
+
+fn selfstream(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_selfstream")).args(args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn check_config_accepts_the_defaults_and_names_what_it_refuses() {
+    assert!(selfstream(&["check-config"]).status.success());
+    assert!(selfstream(&["check-config", "--config", "config/default.toml"]).status.success());
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bad.toml");
+    std::fs::write(&path, "batch.images = 1").unwrap();
+    let output = selfstream(&["check-config", "--config", path.to_str().unwrap()]);
+    assert!(!output.status.success());
+    let message = stderr(&output);
+    assert!(message.contains("batch.images = 1"), "{message}");
+    assert!(message.contains("from 2 to 8192"), "{message}");
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let output = Command::new(env!("CARGO_BIN_EXE_selfstream"))
+        .args(["check-config", "--print"])
+        .env("SELFSTREAM__KAFKA__GROUP", "line-7")
+        .env("SELFSTREAM__KAFKA__TOPICS", "[\"a\", \"b\"]")
+        .output()
+        .unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let printed: selfstream::config::Config = toml::from_str(&printed).unwrap();
+    assert_eq!(printed.kafka.group, "line-7");
+    assert_eq!(printed.kafka.topics, ["a", "b"]);
+}
+
+#[test]
+fn an_unknown_librdkafka_property_ends_the_run_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.toml");
+    let text = format!(
+        "kafka.properties.\"no.such.property\" = \"1\"\ncheckpoint.dir = \"{}\"\n\
+         server.listen = \"127.0.0.1:0\"",
+        dir.path().display()
+    );
+    std::fs::write(&path, text).unwrap();
+    let output = selfstream(&["run", "--config", path.to_str().unwrap()]);
+    assert!(!output.status.success());
+    let message = stderr(&output);
+    assert!(message.contains("no.such.property"), "{message}");
+}
+
+#[test]
+fn a_fixed_folder_is_learned_and_its_snapshot_embeds_and_evaluates() {
+    let dir = tempfile::tempdir().unwrap();
+    for index in 0..60u64 {
+        let folder = dir.path().join(format!("images/class{}", index % 3));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(format!("{index}.png")), png(index % 3, 12)).unwrap();
+    }
+    let path = dir.path().join("config.toml");
+    let text = format!(
+        "source.kind = \"folder\"\nfolder.path = \"{dir}/images\"\nbatch.images = 20\n\
+         input.side_px = 8\ncheckpoint.dir = \"{dir}/checkpoints\"\ngate.min_spread = 0.0\n\
+         snapshot.dir = \"{dir}/snapshots\"\nserver.listen = \"127.0.0.1:0\"",
+        dir = dir.path().display()
+    );
+    std::fs::write(&path, text).unwrap();
+    let summary = dir.path().join("summary.json");
+    let output = selfstream(&[
+        "run",
+        "--config",
+        path.to_str().unwrap(),
+        "--stop-after",
+        "60",
+        "--summary",
+        summary.to_str().unwrap(),
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let summary: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(summary).unwrap()).unwrap();
+    assert_eq!(summary["images_learned"], 60);
+    assert!(summary["versions_published"].as_u64().unwrap() >= 1);
+
+    let snapshots = dir.path().join("snapshots");
+    let snapshots = snapshots.to_str().unwrap();
+    let image = dir.path().join("images/class0/0.png");
+    let output = selfstream(&["embed", image.to_str().unwrap(), "--snapshot", snapshots]);
+    let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(line["version"], summary["version"]);
+    let squares = line["embedding"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap().powi(2));
+    assert!((squares.sum::<f64>() - 1.0).abs() < 1e-4);
+
+    let images = dir.path().join("images");
+    let images = images.to_str().unwrap();
+    let report = dir.path().join("report.json");
+    let args = ["evaluate", "--train", images, "--test", images, "--snapshot", snapshots, "--json"];
+    let output = selfstream(&[&args[..], &[report.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    // Every image of a class is the same image.
+    assert_eq!(report["knn"], 1.0);
+    assert_eq!((&report["images_train"], &report["images_test"]), (&60.into(), &60.into()));
+    assert!(report["linear"].is_number() && report["version"] == summary["version"]);
+}
