@@ -4,7 +4,9 @@
 //! A column is what one output pixel sees: its window, `[K, K, C]`, flat. With the columns of some
 //! pixels as the rows of a matrix `[P, K K C]` and the weight as `[K K C, O]`,
 //!
-//!     y  = columns w            dw = columns^T dy            dcolumns = dy w^T
+//! ```text
+//! y  = columns w            dw = columns^T dy            dcolumns = dy w^T
+//! ```
 //!
 //! Columns are made for a few pixels at a time, so that they are multiplied while still in the
 //! second-level cache. With stride 1 the gradient of the images is itself a convolution, of `dy`

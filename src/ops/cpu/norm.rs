@@ -169,7 +169,9 @@ pub(crate) fn normalise(
 /// the rectifier, x^ the normalised input and s its inverse deviation, per group and channel
 /// (Ioffe and Szegedy 2015, arXiv:1502.03167, section 3):
 ///
-///     dbeta = sum d      dgamma = sum d x^      dx = gamma s (d - dbeta / R - x^ dgamma / R)
+/// ```text
+/// dbeta = sum d      dgamma = sum d x^      dx = gamma s (d - dbeta / R - x^ dgamma / R)
+/// ```
 pub(crate) fn backward(saved: &Saved<'_>, dy: &[f32], wants_x: bool) -> Gradients {
     let Saved { x, rectified, gamma, statistics, epsilon } = *saved;
     let (rows, channels) = (statistics.rows, statistics.channels);
