@@ -40,6 +40,15 @@ fn journal_len(dir: &Path) -> u64 {
     std::fs::metadata(dir.join("journal.jsonl")).map_or(0, |metadata| metadata.len())
 }
 
+/// Image `index`, dealt round-robin to the partitions.
+fn message(index: u64) -> Message {
+    Message {
+        partition: (index % PARTITIONS as u64) as i32,
+        value: png(index, 10),
+        content_type: None,
+    }
+}
+
 #[test]
 fn ten_kills_lose_nothing_and_double_nothing() {
     const IMAGES: u64 = 6000;
@@ -47,11 +56,6 @@ fn ten_kills_lose_nothing_and_double_nothing() {
     let Some(brokers) = brokers() else { return };
     let topic = unique("kills");
     create_topic(&brokers, &topic, PARTITIONS);
-    let message = |index| Message {
-        partition: (index % PARTITIONS as u64) as i32,
-        value: png(index, 10),
-        content_type: None,
-    };
     produce(&brokers, &topic, (0..IMAGES).map(message));
 
     let dir = tempfile::tempdir().unwrap();
@@ -102,11 +106,6 @@ fn two_learners_share_a_topic_and_each_image_is_learned_by_one() {
     let Some(brokers) = brokers() else { return };
     let topic = unique("pair");
     create_topic(&brokers, &topic, PARTITIONS);
-    let message = |index| Message {
-        partition: (index % PARTITIONS as u64) as i32,
-        value: png(index, 10),
-        content_type: None,
-    };
     produce(&brokers, &topic, (0..IMAGES).map(message));
 
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
