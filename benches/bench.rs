@@ -5,6 +5,7 @@ mod decode;
 mod evaluate;
 mod ops;
 mod serve;
+mod step;
 
 /// As in the program itself.
 #[global_allocator]

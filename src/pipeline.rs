@@ -124,8 +124,9 @@ pub fn untrained(config: &Config) -> Result<Snapshot> {
     let trainer = open_trainer(config)?;
     let preprocess = Preprocess::imagenet(config.input.side_px);
     let architecture = config.encoder.architecture;
-    let encoded =
-        Encoded::new(architecture, &preprocess, trainer.encoder(), Provenance::default())?;
+    let (arrays, device) = (trainer.encoder()?, trainer.device());
+    let provenance = Provenance::default();
+    let encoded = Encoded::new(architecture, &preprocess, &arrays, provenance, device)?;
     Ok(encoded.snapshot)
 }
 

@@ -6,10 +6,12 @@
 //! 3. add its row to [`Architecture::plan`];
 //! 4. run `scripts/test encoder ops`: the contract tests walk [`Architecture::ALL`].
 
+mod contiguous;
 mod params;
 mod plan;
 mod resnet;
 
+pub use contiguous::{HostMoments, HostParams, load_named, named};
 pub use params::{Array, NamedArrays, Params, RunningMoments};
 pub use plan::{Geometry, Init, MomentsSpec, Op, Plan, Value, WeightSpec};
 

@@ -103,6 +103,19 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// The values that it reads.
+    pub fn reads(&self) -> impl Iterator<Item = Value> + use<> {
+        let (input, residual) = match *self {
+            Self::Convolution { input, .. }
+            | Self::MaxPool { input }
+            | Self::GlobalAveragePool { input } => (input, None),
+            Self::BatchNorm { input, residual, .. } => (input, residual),
+        };
+        [Some(input), residual].into_iter().flatten()
+    }
+}
+
 /// An encoder's operations, in order; the last one's output is the features `[N, D]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -188,6 +201,28 @@ impl Plan {
     pub fn global_average_pool(&mut self, input: Value, channels: usize) {
         self.feature_dim = channels;
         self.push(Op::GlobalAveragePool { input });
+    }
+
+    /// The last operation that reads each value, if any does.
+    pub fn last_readers(&self) -> Vec<Option<usize>> {
+        let mut last = vec![None; self.ops.len() + 1];
+        for (index, op) in self.ops.iter().enumerate() {
+            for Value(value) in op.reads() {
+                last[value] = Some(index);
+            }
+        }
+        last
+    }
+
+    /// The first operation that reads each value, if any does.
+    pub fn first_readers(&self) -> Vec<Option<usize>> {
+        let mut first = vec![None; self.ops.len() + 1];
+        for (index, op) in self.ops.iter().enumerate() {
+            for Value(value) in op.reads() {
+                first[value] = first[value].or(Some(index));
+            }
+        }
+        first
     }
 
     fn weight(&mut self, spec: WeightSpec) -> usize {

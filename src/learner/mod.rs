@@ -1,6 +1,7 @@
 //! The learner: the one thread that changes weights, and the authority on what is done.
 
 mod arrivals;
+mod backbone;
 mod journal;
 mod listen;
 mod open;

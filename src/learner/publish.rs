@@ -89,8 +89,10 @@ impl Publisher {
         (self.last_at, self.last_step) = (Instant::now(), step);
         let provenance =
             Provenance { step, images_learned, created_ms: now_ms(), parent: self.version.clone() };
+        let arrays = trainer.encoder()?;
+        let device = trainer.device();
         let encoded =
-            Encoded::new(self.architecture, &self.preprocess, trainer.encoder(), provenance)?;
+            Encoded::new(self.architecture, &self.preprocess, &arrays, provenance, device)?;
         let encoder = &encoded.snapshot.encoder;
         let embeddings = encoder.embed(probe, n_probe)?;
         let spread = match gate::check(&self.gate, &embeddings, encoder.feature_dim()) {

@@ -1,20 +1,14 @@
 //! One training step: views to new weights.
 
+use super::backbone::{self, Backbone};
 use super::optimizer::{self, Optimizer};
 use super::schedule::{self, Progress};
-use crate::encoder::{NamedArrays, Params, Plan, RunningMoments};
+use crate::encoder::{NamedArrays, Plan};
 use crate::objective::{self, Objective};
-use crate::ops::candle::Moments;
-use crate::ops::candle::interpreter::forward_train;
 use candle_core::{Device, Result, Tensor, Var};
 use std::time::{Duration, Instant};
 
-/// The seed stream of the encoder's weights.
-const ENCODER_STREAM: u64 = 0;
-/// Share of a running moment that a batch replaces; PyTorch's default.
-const RUNNING_SHARE: f64 = 0.1;
-/// Prefixes of names in checkpoints.
-const ENCODER: &str = "encoder.";
+/// Prefix of names in checkpoints.
 const HEADS: &str = "heads.";
 
 /// What a trainer is made from.
@@ -39,8 +33,9 @@ pub struct Recipe<'a> {
 /// The encoder in training, with all that changes in a step.
 pub struct Trainer {
     plan: Plan,
-    encoder: Params,
+    encoder: Box<dyn Backbone>,
     objective: Box<dyn Objective>,
+    /// Of the heads.
     optimizer: Optimizer,
     schedule: schedule::Config,
     progress: Progress,
@@ -65,19 +60,16 @@ impl Trainer {
     /// # Errors
     /// Whatever the device reports.
     pub fn new(recipe: &Recipe<'_>) -> Result<Self> {
-        let Recipe { plan, device, seed, .. } = *recipe;
-        let encoder = Params::init(&plan.weights, &plan.moments, [seed, ENCODER_STREAM], device)?;
+        let Recipe { plan, side_px, device, seed, .. } = *recipe;
         let objective = recipe.objective.build(plan.feature_dim, seed, device)?;
-        let groups = [(ENCODER, &encoder), (HEADS, objective.heads())];
-        let optimizer = Optimizer::new(recipe.optimizer, &groups)?;
         Ok(Self {
             plan: plan.clone(),
-            encoder,
+            encoder: backbone::open(plan, side_px, recipe.optimizer, seed, device)?,
+            optimizer: Optimizer::new(recipe.optimizer, &[(HEADS, objective.heads())])?,
             objective,
-            optimizer,
             schedule: recipe.schedule.clone(),
             progress: Progress::default(),
-            side_px: recipe.side_px,
+            side_px,
             device: device.clone(),
         })
     }
@@ -92,30 +84,37 @@ impl Trainer {
         self.progress
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The encoder's plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// The encoder's numbers.
-    pub fn encoder(&self) -> &Params {
-        &self.encoder
+    /// The encoder's numbers, by name.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn encoder(&self) -> Result<NamedArrays> {
+        self.encoder.encoder()
     }
 
     /// Takes one step on `views`, flat `[V * N, H, W, C]`, of the images that `ids` name.
     ///
     /// # Errors
-    /// Views of another length, or whatever the device reports; nothing has changed then, the
-    /// running moments excepted.
+    /// Views of another length, or whatever the device reports.
     pub fn step(&mut self, views: Vec<f32>, ids: &[u64]) -> Result<StepReport> {
         let began = Instant::now();
         let n_views = self.views_per_image() * ids.len();
-        let shape = (n_views, self.side_px, self.side_px, 3);
-        let views = Tensor::from_vec(views, shape, &self.device)?; // [V * N, H, W, C]
-        let trained = forward_train(&self.plan, &self.encoder, &views)?;
-
-        // The objective's graph ends at a leaf, so that an encoder may have another backward.
-        let leaf = Var::from_tensor(&trained.features.detach())?; // [V * N, D]
+        let expected = n_views * self.side_px * self.side_px * 3;
+        if views.len() != expected {
+            candle_core::bail!("{n_views} views are {expected} floats, not {}", views.len())
+        }
+        // The objective's graph ends at a leaf: the encoder has a backward of its own.
+        let leaf = Var::from_tensor(&self.encoder.forward(views)?)?; // [V * N, D]
         let features = split_groups(&leaf, &*self.objective, ids.len())?;
         let batch = objective::Batch { features: &features, n_images: ids.len(), ids };
         let loss = self.objective.loss(&batch)?;
@@ -123,14 +122,9 @@ impl Trainer {
         let Some(feature_gradient) = head_gradients.get(&leaf) else {
             candle_core::bail!("the objective's gradient does not reach the features")
         };
-        let pulled = trained.features.mul(&feature_gradient.detach())?.sum_all()?;
-        let encoder_gradients = pulled.backward()?;
-
         let rate = self.schedule.rate(self.progress);
-        let heads = self.objective.heads();
-        let groups = [(&self.encoder, &encoder_gradients), (heads, &head_gradients)];
-        self.optimizer.step(&groups, rate)?;
-        self.absorb(&trained.moments)?;
+        self.encoder.step(feature_gradient, rate)?;
+        self.optimizer.step(&[(self.objective.heads(), &head_gradients)], rate)?;
         self.objective.after_step()?;
         let loss = loss.to_scalar::<f32>()?;
         let took = began.elapsed();
@@ -139,25 +133,12 @@ impl Trainer {
         Ok(StepReport { loss, rate, took })
     }
 
-    /// Moves the running moments towards the batch's.
-    fn absorb(&mut self, moments: &[Moments]) -> Result<()> {
-        for (running, batch) in self.encoder.moments.iter_mut().zip(moments) {
-            let unbiased = batch.count as f64 / (batch.count.max(2) - 1) as f64;
-            let variance = (&batch.variance * unbiased)?;
-            *running = RunningMoments {
-                mean: blend(&running.mean, &batch.mean)?,
-                variance: blend(&running.variance, &variance)?,
-            };
-        }
-        Ok(())
-    }
-
     /// Everything that a step changes, by name, but for the progress.
     ///
     /// # Errors
     /// Whatever the device reports.
     pub fn to_arrays(&self) -> Result<NamedArrays> {
-        let mut arrays = self.encoder.to_arrays(ENCODER)?;
+        let mut arrays = self.encoder.to_arrays()?;
         arrays.extend(self.objective.heads().to_arrays(HEADS)?);
         arrays.extend(self.optimizer.to_arrays()?);
         Ok(arrays)
@@ -168,16 +149,12 @@ impl Trainer {
     /// # Errors
     /// An array that is missing or of another shape, by name.
     pub fn restore(&mut self, arrays: &NamedArrays, progress: Progress) -> Result<()> {
-        self.encoder.load_arrays(ENCODER, arrays)?;
+        self.encoder.load_arrays(arrays)?;
         self.objective.heads_mut().load_arrays(HEADS, arrays)?;
         self.optimizer.load_arrays(arrays)?;
         self.progress = progress;
         Ok(())
     }
-}
-
-fn blend(running: &Tensor, batch: &Tensor) -> Result<Tensor> {
-    Ok(((running * (1.0 - RUNNING_SHARE))? + (batch * RUNNING_SHARE)?)?.detach())
 }
 
 /// Cuts `[V * N, D]` features into the objective's groups.

@@ -8,6 +8,7 @@
 //! No loop fuses a product with a sum and none sums across lanes, so every level gives the same
 //! bits; the portable one is the oracle of the tests.
 
+use super::update::{AdamW, Sgd};
 use std::sync::OnceLock;
 
 /// The instructions a loop is run with.
@@ -196,10 +197,52 @@ at_every_level! {
         }
     }
 
+    /// [`combine`] in place of `dy`.
+    fn combine_in_place(x: &[f32], coefficients: &[f32], dy: &mut [f32]) {
+        let channels = coefficients.len() / 3;
+        let (of_dy, rest) = coefficients.split_at(channels);
+        let (of_x, constant) = rest.split_at(channels);
+        for (dy, x) in dy.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+            let row = x.iter().zip(of_dy).zip(of_x).zip(constant);
+            for (dy, (((&x, &of_dy), &of_x), &constant)) in dy.iter_mut().zip(row) {
+                *dy = *dy * of_dy + (x * of_x + constant);
+            }
+        }
+    }
+
     /// `out = dy` where the rectifier whose outputs are `y` let it through, else zero.
     fn pass(y: &[f32], dy: &[f32], out: &mut [f32]) {
         for (out, (&y, &dy)) in out.iter_mut().zip(y.iter().zip(dy)) {
             *out = passed(dy, y);
+        }
+    }
+
+    /// [`pass`] in place of `dy`.
+    fn pass_in_place(y: &[f32], dy: &mut [f32]) {
+        for (dy, &y) in dy.iter_mut().zip(y) {
+            *dy = passed(*dy, y);
+        }
+    }
+
+    /// One step of [`update::sgd`](crate::ops::update::sgd).
+    fn sgd(rule: Sgd, weights: &mut [f32], velocity: &mut [f32], gradient: &[f32]) {
+        let state = weights.iter_mut().zip(velocity);
+        for ((weight, velocity), &gradient) in state.zip(gradient) {
+            *velocity = rule.momentum * *velocity + (gradient + rule.decay * *weight);
+            *weight -= rule.rate * *velocity;
+        }
+    }
+
+    /// One step of [`update::adamw`](crate::ops::update::adamw).
+    fn adamw(rule: AdamW, weights: &mut [f32], mean: &mut [f32], square: &mut [f32],
+             gradient: &[f32]) {
+        let state = weights.iter_mut().zip(mean.iter_mut().zip(square));
+        for ((weight, (mean, square)), &gradient) in state.zip(gradient) {
+            *mean = rule.beta1 * *mean + (1.0 - rule.beta1) * gradient;
+            *square = rule.beta2 * *square + (1.0 - rule.beta2) * (gradient * gradient);
+            let spread = (*square * rule.square_scale).sqrt() + rule.epsilon;
+            let direction = *mean * rule.mean_scale / spread + rule.decay * *weight;
+            *weight -= rule.rate * direction;
         }
     }
 
@@ -257,8 +300,18 @@ mod tests {
         out(&|out| affine_onto(level, &x, &mean, &scale, f32::NEG_INFINITY, &dy, out));
         out(&|out| combine(level, &x, &dy, &coefficients, out));
         out(&|out| combine_passed(level, &x, &y, &dy, &coefficients, out));
+        out(&|out| combine_in_place(level, &x, &coefficients, out));
         out(&|out| pass(level, &y, &dy, out));
+        out(&|out| pass_in_place(level, &y, out));
         out(&|out| raise(level, out, &x));
+        let rule = Sgd { rate: 0.1, momentum: 0.9, decay: 0.01 };
+        out(&|out| sgd(level, rule, out, &mut dy.clone(), &x));
+        out(&|out| sgd(level, rule, &mut dy.clone(), out, &x));
+        let (beta1, beta2, epsilon, decay) = (0.9, 0.999, 1e-8, 0.1);
+        let (rate, mean_scale, square_scale) = (0.1, 2.0, 3.0);
+        let rule = AdamW { rate, beta1, beta2, epsilon, decay, mean_scale, square_scale };
+        out(&|out| adamw(level, rule, out, &mut dy.clone(), &mut y.clone(), &x));
+        out(&|out| adamw(level, rule, &mut dy.clone(), out, &mut y.clone(), &x));
         out(&|out| claim(level, &x, &y, &mut dy.clone(), out));
         out(&|out| claim(level, &x, &x, out, &mut dy.clone()));
         let mut pair = |work: &dyn Fn(&mut [f32], &mut [f32])| {

@@ -1,10 +1,11 @@
 //! A snapshot as bytes: one safetensors file named by its hash, its provenance beside it.
 
-use super::{Provenance, Snapshot};
+use super::{Encode, Provenance, Snapshot};
 use crate::augment::Preprocess;
 use crate::checkpoint::{from_bytes, to_bytes, write_atomically};
-use crate::encoder::{Architecture, NamedArrays, Params};
+use crate::encoder::{Architecture, HostParams, NamedArrays, Params, Plan};
 use crate::ops::candle::interpreter::forward_inference;
+use crate::ops::native::Served;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -25,24 +26,39 @@ struct Definition {
 /// Version of the file's form.
 const FORMAT: u32 = 1;
 
-/// A plan with its numbers: the function that a snapshot is.
-struct PlanEncoder {
-    plan: crate::encoder::Plan,
+/// A plan with its numbers on a device other than the CPU: the function that a snapshot is.
+struct OnDevice {
+    plan: Plan,
     params: Params,
     side_px: usize,
-    device: Device,
 }
 
-impl super::Encode for PlanEncoder {
+impl Encode for OnDevice {
     fn feature_dim(&self) -> usize {
         self.plan.feature_dim
     }
 
     fn embed(&self, images: Vec<f32>, n_images: usize) -> candle_core::Result<Vec<f32>> {
         let shape = (n_images, self.side_px, self.side_px, 3);
-        let images = Tensor::from_vec(images, shape, &self.device)?; // [N, H, W, C]
+        let images = Tensor::from_vec(images, shape, &self.params.device())?; // [N, H, W, C]
         let features = forward_inference(&self.plan, &self.params, &images)?; // [N, D]
         features.flatten_all()?.to_vec1()
+    }
+}
+
+/// The same on the CPU.
+struct OnHost {
+    feature_dim: usize,
+    served: Served,
+}
+
+impl Encode for OnHost {
+    fn feature_dim(&self) -> usize {
+        self.feature_dim
+    }
+
+    fn embed(&self, images: Vec<f32>, n_images: usize) -> candle_core::Result<Vec<f32>> {
+        self.served.embed(&images, n_images)
     }
 }
 
@@ -54,25 +70,25 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    /// The encoder of `params` at this moment. Equal numbers give equal versions.
+    /// The encoder of `arrays` at this moment, to run on `device`. Equal numbers give equal versions.
     ///
     /// # Errors
     /// Whatever the device reports.
     pub fn new(
         architecture: Architecture,
         preprocess: &Preprocess,
-        params: &Params,
+        arrays: &NamedArrays,
         provenance: Provenance,
+        device: &Device,
     ) -> Result<Self> {
         let definition = Definition {
             format: FORMAT,
             architecture: architecture.name().to_owned(),
             preprocess: preprocess.clone(),
         };
-        let arrays = params.to_arrays("")?;
-        let bytes = to_bytes(DEFINITION_KEY, &serde_json::to_string(&definition)?, &arrays)?;
+        let bytes = to_bytes(DEFINITION_KEY, &serde_json::to_string(&definition)?, arrays)?;
         let version = blake3::hash(&bytes).to_hex().to_string();
-        let snapshot = snapshot(version, definition, &arrays, provenance, &params.device())?;
+        let snapshot = snapshot(version, definition, arrays, provenance, device)?;
         Ok(Self { snapshot, bytes })
     }
 
@@ -130,16 +146,23 @@ fn snapshot(
         bail!("architecture {} is unknown", definition.architecture)
     };
     let plan = architecture.plan();
-    let mut params = Params::init(&plan.weights, &plan.moments, [0, 0], device)?;
-    params.load_arrays("", arrays)?;
     let side_px = definition.preprocess.side_px;
-    let encoder = PlanEncoder { plan, params, side_px, device: device.clone() };
+    let encoder: Box<dyn Encode> = if device.is_cpu() {
+        let mut params = HostParams::zeros(&plan);
+        params.load_arrays("", arrays)?;
+        let served = Served::new(&plan, &params, side_px)?;
+        Box::new(OnHost { feature_dim: plan.feature_dim, served })
+    } else {
+        let mut params = Params::init(&plan.weights, &plan.moments, [0, 0], device)?;
+        params.load_arrays("", arrays)?;
+        Box::new(OnDevice { plan, params, side_px })
+    };
     Ok(Snapshot {
         version,
         architecture: definition.architecture,
         preprocess: definition.preprocess,
         provenance,
-        encoder: Box::new(encoder),
+        encoder,
     })
 }
 
@@ -172,10 +195,11 @@ mod tests {
 
     fn encoded(seed: u64, step: u64) -> Encoded {
         let plan = Architecture::SlimResnet.plan();
-        let params = Params::init(&plan.weights, &plan.moments, [seed, 0], &Device::Cpu).unwrap();
+        let arrays = HostParams::init(&plan, [seed, 0]).unwrap().to_arrays("");
         let provenance = Provenance { step, ..Provenance::default() };
         let preprocess = Preprocess::imagenet(16);
-        Encoded::new(Architecture::SlimResnet, &preprocess, &params, provenance).unwrap()
+        Encoded::new(Architecture::SlimResnet, &preprocess, &arrays, provenance, &Device::Cpu)
+            .unwrap()
     }
 
     #[test]

@@ -58,7 +58,7 @@ fn run(
     images: &Tensor,
     mut norm: impl FnMut(&NormOp, &Tensor, Option<&Tensor>) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    let last_use = last_uses(plan);
+    let last_use = plan.last_readers();
     let mut values: Vec<Option<Tensor>> = vec![Some(images.clone())];
     for (index, op) in plan.ops.iter().enumerate() {
         let value = |Value(at): Value| match values.get(at) {
@@ -79,7 +79,7 @@ fn run(
         };
         // Serving frees each activation after its last use; training's graph keeps what it needs.
         for (at, value) in values.iter_mut().enumerate() {
-            if last_use[at] <= index {
+            if last_use[at].is_none_or(|last| last <= index) {
                 *value = None;
             }
         }
@@ -89,24 +89,6 @@ fn run(
         Some(Some(features)) => Ok(features),
         _ => bail!("a plan has at least one operation"),
     }
-}
-
-/// The last operation that reads each value.
-fn last_uses(plan: &Plan) -> Vec<usize> {
-    let mut last_use = vec![0; plan.ops.len() + 1];
-    for (index, op) in plan.ops.iter().enumerate() {
-        let mut read = |Value(at): Value| last_use[at] = index;
-        match *op {
-            Op::Convolution { input, .. }
-            | Op::MaxPool { input }
-            | Op::GlobalAveragePool { input } => read(input),
-            Op::BatchNorm { input, residual, .. } => {
-                read(input);
-                residual.into_iter().for_each(read);
-            }
-        }
-    }
-    last_use
 }
 
 #[cfg(test)]

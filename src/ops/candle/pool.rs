@@ -86,14 +86,16 @@ impl CustomOp1 for AveragePool {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
         let (images, height, width, channels) = layout.shape().dims4()?;
-        let y = cpu::average(floats(x, layout)?, height * width, channels);
+        let mut y = vec![0.0; images * channels];
+        cpu::average(floats(x, layout)?, height * width, channels, &mut y);
         Ok((CpuStorage::F32(y), (images, channels).into()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let (_, height, width, channels) = x.dims4()?;
-        let dx = with_floats(&dy.contiguous()?, |dy| {
-            cpu::backward_average(dy, height * width, channels)
+        let mut dx = vec![0.0; x.elem_count()];
+        with_floats(&dy.contiguous()?, |dy| {
+            cpu::backward_average(dy, height * width, channels, &mut dx);
         })?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
@@ -110,15 +112,20 @@ impl CustomOp1 for MaxPool {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
         let images = layout.shape().dims4()?.0;
-        let y = cpu::maximum(&self.shape, floats(x, layout)?);
+        let mut y = vec![0.0; images * self.shape.output()];
+        cpu::maximum(&self.shape, floats(x, layout)?, &mut y);
         let [height, width] = self.shape.output_sides;
         Ok((CpuStorage::F32(y), (images, height, width, self.shape.channels).into()))
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_floats(x, |x| {
+        let mut dx = vec![0.0; x.elem_count()];
+        let mut unclaimed = vec![0.0; x.dim(0)? * self.shape.channels];
+        with_floats(x, |x| {
             with_floats(y, |y| {
-                with_floats(&dy.contiguous()?, |dy| cpu::backward_maximum(&self.shape, x, y, dy))
+                with_floats(&dy.contiguous()?, |dy| {
+                    cpu::backward_maximum(&self.shape, [x, y, dy], &mut unclaimed, &mut dx);
+                })
             })
         })???;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))

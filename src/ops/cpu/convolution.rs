@@ -12,10 +12,10 @@
 //! second-level cache. With stride 1 the gradient of the images is itself a convolution, of `dy`
 //! with the weight turned round, which saves adding columns back.
 
-use super::with_scratch;
 use crate::ops::Geometry;
 use crate::ops::multiply::{Matrix, Output, multiply};
 use crate::ops::simd::{self, Level};
+use crate::ops::with_scratch;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
@@ -82,12 +82,12 @@ impl Shape {
     }
 
     /// Length of a column, K K C.
-    fn column(&self) -> usize {
+    pub(crate) fn column(&self) -> usize {
         self.geometry.kernel * self.tap_row()
     }
 
     /// Whether the images are their own columns.
-    fn is_product(&self) -> bool {
+    pub(crate) fn is_product(&self) -> bool {
         self.geometry == Geometry { kernel: 1, stride: 1, padding: 0 }
     }
 
@@ -108,7 +108,13 @@ impl Shape {
     }
 
     /// Writes `tap_rows` of the columns of `pixels` into `columns`, `[P, tap_rows, K, C]`.
-    fn gather(&self, x: &[f32], pixels: Range<usize>, tap_rows: Range<usize>, columns: &mut [f32]) {
+    pub(crate) fn gather(
+        &self,
+        x: &[f32],
+        pixels: Range<usize>,
+        tap_rows: Range<usize>,
+        columns: &mut [f32],
+    ) {
         let mut taps_of_rows = columns.chunks_exact_mut(self.tap_row());
         for pixel in pixels {
             for (tap_row, taps) in tap_rows.clone().zip(&mut taps_of_rows) {

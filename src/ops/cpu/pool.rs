@@ -19,12 +19,12 @@ pub(crate) struct Shape {
 
 impl Shape {
     /// Floats of an image.
-    fn image(&self) -> usize {
+    pub(crate) fn image(&self) -> usize {
         self.sides[0] * self.sides[1] * self.channels
     }
 
     /// Floats of an image's result.
-    fn output(&self) -> usize {
+    pub(crate) fn output(&self) -> usize {
         self.output_sides[0] * self.output_sides[1] * self.channels
     }
 
@@ -41,62 +41,64 @@ impl Shape {
     }
 }
 
-/// The mean over the pixels of each image: `[N, C]` of `x [N, P, C]`.
-pub(crate) fn average(x: &[f32], pixels: usize, channels: usize) -> Vec<f32> {
-    let mut means = vec![0.0; x.len() / pixels];
+/// The mean over the pixels of each image: `means [N, C]` of `x [N, P, C]`.
+pub(crate) fn average(x: &[f32], pixels: usize, channels: usize, means: &mut [f32]) {
     let images = means.par_chunks_mut(channels).zip(x.par_chunks(pixels * channels));
     images.for_each(|(mean, image)| {
+        mean.fill(0.0);
         for pixel in image.chunks_exact(channels) {
             simd::add(Level::best(), mean, pixel);
         }
         mean.iter_mut().for_each(|value| *value /= pixels as f32);
     });
-    means
 }
 
-/// The gradient `[N, P, C]` of [`average`]'s input, of `dy [N, C]`.
-pub(crate) fn backward_average(dy: &[f32], pixels: usize, channels: usize) -> Vec<f32> {
-    let mut dx = vec![0.0; dy.len() * pixels];
+/// The gradient `dx [N, P, C]` of [`average`]'s input, of `dy [N, C]`.
+pub(crate) fn backward_average(dy: &[f32], pixels: usize, channels: usize, dx: &mut [f32]) {
     let images = dx.par_chunks_mut(pixels * channels).zip(dy.par_chunks(channels));
     images.for_each(|(image, dy)| {
-        let share: Vec<f32> = dy.iter().map(|value| value / pixels as f32).collect();
         for pixel in image.chunks_exact_mut(channels) {
-            pixel.copy_from_slice(&share);
+            for (dx, dy) in pixel.iter_mut().zip(dy) {
+                *dx = dy / pixels as f32;
+            }
         }
     });
-    dx
 }
 
-/// The greatest value of each window and channel: `[N, H', W', C]` of `x [N, H, W, C]`.
-pub(crate) fn maximum(shape: &Shape, x: &[f32]) -> Vec<f32> {
-    let mut y = vec![f32::NEG_INFINITY; x.len() / shape.image() * shape.output()];
+/// The greatest value of each window and channel: `y [N, H', W', C]` of `x [N, H, W, C]`.
+pub(crate) fn maximum(shape: &Shape, x: &[f32], y: &mut [f32]) {
     let images = y.par_chunks_mut(shape.output()).zip(x.par_chunks(shape.image()));
     images.for_each(|(y, x)| {
+        y.fill(f32::NEG_INFINITY);
         for (pixel, best) in y.chunks_exact_mut(shape.channels).enumerate() {
             for start in shape.window(pixel) {
                 simd::raise(Level::best(), best, &x[start..][..shape.channels]);
             }
         }
     });
-    y
 }
 
-/// The gradient `[N, H, W, C]` of [`maximum`]'s input; among equals the first pixel gets it.
-pub(crate) fn backward_maximum(shape: &Shape, x: &[f32], y: &[f32], dy: &[f32]) -> Vec<f32> {
+/// The gradient `dx [N, H, W, C]` of [`maximum`]'s input; among equals the first pixel gets it.
+/// `unclaimed [N, C]` is scratch.
+pub(crate) fn backward_maximum(
+    shape: &Shape,
+    [x, y, dy]: [&[f32]; 3],
+    unclaimed: &mut [f32],
+    dx: &mut [f32],
+) {
     let channels = shape.channels;
-    let mut dx = vec![0.0; x.len()];
     let images = dx.par_chunks_mut(shape.image()).zip(x.par_chunks(shape.image()));
     let outputs = y.par_chunks(shape.output()).zip(dy.par_chunks(shape.output()));
-    images.zip(outputs).for_each(|((dx, x), (y, dy))| {
-        let mut unclaimed = vec![0.0; channels];
+    let images = images.zip(unclaimed.par_chunks_mut(channels));
+    images.zip(outputs).for_each(|(((dx, x), unclaimed), (y, dy))| {
+        dx.fill(0.0);
         let pixels = y.chunks_exact(channels).zip(dy.chunks_exact(channels));
         for (pixel, (y, dy)) in pixels.enumerate() {
             unclaimed.copy_from_slice(dy);
             for start in shape.window(pixel) {
                 let range = start..start + channels;
-                simd::claim(Level::best(), &x[range.clone()], y, &mut unclaimed, &mut dx[range]);
+                simd::claim(Level::best(), &x[range.clone()], y, unclaimed, &mut dx[range]);
             }
         }
     });
-    dx
 }

@@ -1,97 +1,9 @@
-//! Optimisers: gradients to new weights.
+//! Optimisers on candle tensors, for heads and for other devices.
 
+use super::{Config, get_steps, put_steps, state_name};
 use crate::encoder::{Array, NamedArrays, Params, WeightSpec};
-use crate::setting::{Invalid, within};
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var, bail};
-use serde::{Deserialize, Serialize};
-
-/// `[learner.optimizer]`, chosen by `kind`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Config {
-    /// Stochastic gradient descent with momentum, as PyTorch defines it:
-    /// `v = momentum v + g + weight_decay w`, then `w -= rate v`.
-    Sgd {
-        /// Share of the last step's direction that is kept.
-        #[serde(default = "default_momentum")]
-        momentum: f64,
-        /// Pull towards zero, on weights that decay.
-        #[serde(default = "default_sgd_decay")]
-        weight_decay: f64,
-    },
-    /// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
-    AdamW {
-        /// Decay of the gradient's running mean.
-        #[serde(default = "default_beta1")]
-        beta1: f64,
-        /// Decay of the squared gradient's running mean.
-        #[serde(default = "default_beta2")]
-        beta2: f64,
-        /// Keeps the division finite.
-        #[serde(default = "default_epsilon")]
-        epsilon: f64,
-        /// Pull towards zero, on weights that decay.
-        #[serde(default = "default_adamw_decay")]
-        weight_decay: f64,
-    },
-}
-
-fn default_momentum() -> f64 {
-    0.9
-}
-fn default_sgd_decay() -> f64 {
-    5e-4
-}
-fn default_beta1() -> f64 {
-    0.9
-}
-fn default_beta2() -> f64 {
-    0.999
-}
-fn default_epsilon() -> f64 {
-    1e-8
-}
-fn default_adamw_decay() -> f64 {
-    0.05
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self::Sgd { momentum: default_momentum(), weight_decay: default_sgd_decay() }
-    }
-}
-
-impl Config {
-    /// Checks every value.
-    ///
-    /// # Errors
-    /// The first value that is not allowed, by key.
-    pub fn validate(&self) -> std::result::Result<(), Invalid> {
-        let key = |name: &str| format!("learner.optimizer.{name}");
-        let share = |name: &str, value| within(&key(name), value, 0.0..1.0, "from 0 to below 1");
-        let decay = |value| within(&key("weight_decay"), value, 0.0..=1.0, "from 0 to 1");
-        match *self {
-            Self::Sgd { momentum, weight_decay } => {
-                share("momentum", momentum)?;
-                decay(weight_decay)
-            }
-            Self::AdamW { beta1, beta2, epsilon, weight_decay } => {
-                share("beta1", beta1)?;
-                share("beta2", beta2)?;
-                within(&key("epsilon"), epsilon, 1e-16..=1e-2, "from 1e-16 to 0.01")?;
-                decay(weight_decay)
-            }
-        }
-    }
-
-    fn state_names(&self) -> &'static [&'static str] {
-        match self {
-            Self::Sgd { .. } => &["momentum"],
-            Self::AdamW { .. } => &["mean", "square"],
-        }
-    }
-}
 
 /// An optimiser with its running state, one entry a weight.
 pub struct Optimizer {
@@ -150,11 +62,10 @@ impl Optimizer {
         let mut arrays = NamedArrays::new();
         for (name, state) in self.names.iter().zip(&self.state) {
             for (what, tensor) in self.config.state_names().iter().zip(state) {
-                arrays.insert(format!("optimizer.{what}.{name}"), Array::from_tensor(tensor)?);
+                arrays.insert(state_name(what, name), Array::from_tensor(tensor)?);
             }
         }
-        let values = vec![self.steps as f32];
-        arrays.insert("optimizer.steps".to_owned(), Array { shape: vec![1], values });
+        put_steps(self.steps, &mut arrays);
         Ok(arrays)
     }
 
@@ -165,14 +76,12 @@ impl Optimizer {
     pub fn load_arrays(&mut self, arrays: &NamedArrays) -> Result<()> {
         for (name, state) in self.names.iter().zip(&mut self.state) {
             for (what, tensor) in self.config.state_names().iter().zip(state) {
-                let key = format!("optimizer.{what}.{name}");
+                let key = state_name(what, name);
                 let Some(array) = arrays.get(&key) else { bail!("array {key} is missing") };
                 *tensor = array.to_tensor(tensor.device())?.reshape(tensor.shape())?;
             }
         }
-        let steps = arrays.get("optimizer.steps").and_then(|array| array.values.first());
-        let Some(steps) = steps else { bail!("array optimizer.steps is missing") };
-        self.steps = *steps as u64;
+        self.steps = get_steps(arrays)?;
         Ok(())
     }
 }

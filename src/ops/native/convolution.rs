@@ -1,0 +1,390 @@
+//! One convolution of a plan, for one shape of images: its routes, its packed weights, and the
+//! three products of training.
+
+use super::indirection::{Route, Window};
+use super::kernel::Unit;
+use super::kernel::tiles::{self, Input, Tail};
+use super::kernel::weights;
+use crate::ops::Geometry;
+use crate::ops::cpu::convolution as columns;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Inputs with fewer channels are gathered into columns: a tap of theirs alone is too little work.
+const CHANNELS_MIN: usize = 8;
+
+/// A convolution without bias over `[N, H, W, C]`, weight `[K, K, C, O]`.
+pub(super) struct Convolution {
+    unit: Unit,
+    shape: columns::Shape,
+    /// For the forward pass; over columns where the input is gathered.
+    route: Route,
+    /// For the gradient of the images, if it is wanted.
+    transposed: Option<Route>,
+    zeros: Vec<f32>,
+}
+
+/// A convolution's weight in the order that tiles read it.
+pub(super) struct Packed {
+    /// `[blocks, taps, C, block]`, for the forward pass.
+    forward: Vec<f32>,
+    /// `[blocks, taps, O, block]`, for the gradient of the images; empty where it is not wanted.
+    transposed: Vec<f32>,
+}
+
+impl Convolution {
+    /// Ready for `shape`; `wants_images` says whether the gradient of the images will be asked for.
+    pub(super) fn new(unit: Unit, shape: columns::Shape, wants_images: bool) -> Self {
+        let columns::Shape { images, sides, output_sides, channels, outputs, geometry } = shape;
+        let is_gathered = is_gathered(&shape);
+        let route = if is_gathered {
+            let geometry = Geometry { kernel: 1, stride: 1, padding: 0 };
+            let (input, output) = (output_sides, output_sides);
+            let window = Window { input, output, geometry, is_transposed: false };
+            Route::image_by_image(window, images, unit.rows())
+        } else {
+            let (input, output) = (sides, output_sides);
+            let window = Window { input, output, geometry, is_transposed: false };
+            Route::new(window, images, unit.rows())
+        };
+        let taps = geometry.kernel.pow(2);
+        let transposed = wants_images.then(|| {
+            let window =
+                Window { input: output_sides, output: sides, geometry, is_transposed: true };
+            Route::new(window, images, unit.rows())
+        });
+        Self { unit, shape, route, transposed, zeros: vec![0.0; outputs.max(taps * channels)] }
+    }
+
+    /// Room for its packed weight.
+    pub(super) fn packed(&self) -> Packed {
+        let columns::Shape { channels, outputs, geometry, .. } = self.shape;
+        let taps = geometry.kernel.pow(2);
+        let padded = |channels: usize| channels.next_multiple_of(self.unit.block());
+        let transposed = if self.transposed.is_some() { padded(channels) } else { 0 };
+        Packed {
+            forward: vec![0.0; taps * channels * padded(outputs)],
+            transposed: vec![0.0; taps * outputs * transposed],
+        }
+    }
+
+    /// Packs `weight [K, K, C, O]`.
+    pub(super) fn pack(&self, weight: &[f32], packed: &mut Packed) {
+        let columns::Shape { channels, outputs, geometry, .. } = self.shape;
+        let (block, taps) = (self.unit.block(), geometry.kernel.pow(2));
+        let tap = channels * outputs;
+        packed.forward.par_chunks_mut(channels * block).enumerate().for_each(|(index, rows)| {
+            let (first, weight) = (index / taps * block, &weight[index % taps * tap..][..tap]);
+            let columns = block.min(outputs - first);
+            for (row, weight) in rows.chunks_exact_mut(block).zip(weight.chunks_exact(outputs)) {
+                row[..columns].copy_from_slice(&weight[first..first + columns]);
+            }
+        });
+        let turned = packed.transposed.par_chunks_mut(outputs * block);
+        turned.enumerate().for_each(|(index, rows)| {
+            let (first, weight) = (index / taps * block, &weight[index % taps * tap..][..tap]);
+            let weight = weight[first * outputs..].chunks_exact(outputs).take(block);
+            for (column, weight) in weight.enumerate() {
+                for (row, &value) in rows.chunks_exact_mut(block).zip(weight) {
+                    row[column] = value;
+                }
+            }
+        });
+    }
+
+    fn forward_kernel<'a>(&'a self, weights: &'a [f32]) -> tiles::Convolution<'a> {
+        tiles::Convolution {
+            unit: self.unit,
+            route: &self.route,
+            channels: if is_gathered(&self.shape) {
+                self.shape.column()
+            } else {
+                self.shape.channels
+            },
+            outputs: self.shape.outputs,
+            weights,
+            zeros: &self.zeros,
+        }
+    }
+
+    fn transposed_kernel<'a>(&'a self, weights: &'a [f32]) -> Option<tiles::Convolution<'a>> {
+        Some(tiles::Convolution {
+            unit: self.unit,
+            route: self.transposed.as_ref()?,
+            channels: self.shape.outputs,
+            outputs: self.shape.channels,
+            weights,
+            zeros: &self.zeros,
+        })
+    }
+
+    /// Floats of the sums of the forward pass, and of the gradient of the images.
+    pub(super) fn sums_len(&self) -> usize {
+        let transposed = self.transposed_kernel(&[]).map_or(0, |kernel| kernel.sums_len());
+        transposed.max(self.forward_kernel(&[]).sums_len())
+    }
+
+    /// Floats of scratch that [`Convolution::gradient`] needs.
+    pub(super) fn scratch_len(&self) -> usize {
+        self.gradient_shape().scratch_len()
+    }
+
+    /// `y [N, H', W', O]` of `x [N, H, W, C]`, finished by `tail`; sums of y and its squares per
+    /// channel, if they are asked for.
+    pub(super) fn forward(
+        &self,
+        packed: &Packed,
+        x: &[f32],
+        y: &mut [f32],
+        tail: Tail<'_>,
+        sums: Option<&mut Sums>,
+    ) {
+        let kernel = self.forward_kernel(&packed.forward);
+        self.with_input(x, |input| run(&kernel, input, y, tail, sums));
+    }
+
+    /// The gradient of the images, of `dy [N, H', W', O]`, finished by `tail`; sums of it and of it
+    /// times `tail.factor`, if they are asked for.
+    ///
+    /// # Panics
+    /// If it was not wanted when this was made.
+    pub(super) fn backward(
+        &self,
+        packed: &Packed,
+        dy: &[f32],
+        dx: &mut [f32],
+        tail: Tail<'_>,
+        sums: Option<&mut Sums>,
+    ) {
+        let kernel = self
+            .transposed_kernel(&packed.transposed)
+            .expect("the gradient of the images was wanted");
+        run(&kernel, Input::Images(dy), dx, tail, sums);
+    }
+
+    /// The gradient `dw [K, K, C, O]` of the weight, of `x` and `dy`.
+    pub(super) fn gradient(&self, x: &[f32], dy: &[f32], dw: &mut [f32], scratch: &mut [f32]) {
+        let shape = self.gradient_shape();
+        self.with_input(x, |input| weights::gradient(&shape, input, dy, dw, scratch));
+    }
+
+    fn gradient_shape(&self) -> weights::Shape {
+        let columns::Shape { images, sides, output_sides, channels, outputs, geometry } =
+            self.shape;
+        let shape = weights::Shape {
+            unit: self.unit,
+            images,
+            sides,
+            output_sides,
+            channels,
+            outputs,
+            geometry,
+        };
+        if is_gathered(&self.shape) {
+            let geometry = Geometry { kernel: 1, stride: 1, padding: 0 };
+            weights::Shape { sides: output_sides, channels: self.shape.column(), geometry, ..shape }
+        } else {
+            shape
+        }
+    }
+
+    /// Calls `work` with `x` as the kernels read it.
+    fn with_input(&self, x: &[f32], work: impl FnOnce(Input<'_>)) {
+        if !is_gathered(&self.shape) {
+            return work(Input::Images(x));
+        }
+        let [height, width] = self.shape.output_sides;
+        let gather = |image: usize, pixels: Range<usize>, columns: &mut [f32]| {
+            let first = image * height * width;
+            let pixels = first + pixels.start..first + pixels.end;
+            self.shape.gather(x, pixels, 0..self.shape.geometry.kernel, columns);
+        };
+        work(Input::Columns(&gather));
+    }
+}
+
+fn is_gathered(shape: &columns::Shape) -> bool {
+    shape.channels < CHANNELS_MIN && !shape.is_product()
+}
+
+/// Sums over pixels of two quantities per channel.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sums {
+    /// Of the quantity, `[O]`.
+    pub(super) first: Vec<f64>,
+    /// Of its products, `[O]`.
+    pub(super) second: Vec<f64>,
+    /// What parts of the pixels add up to, in f32.
+    pub(super) parts: Vec<f32>,
+}
+
+impl Sums {
+    /// Room for `channels`, and for `parts_len` floats of parts.
+    pub(super) fn grow(&mut self, channels: usize, parts_len: usize) {
+        for totals in [&mut self.first, &mut self.second] {
+            totals.resize(channels.max(totals.len()), 0.0);
+        }
+        self.parts.resize(parts_len.max(self.parts.len()), 0.0);
+    }
+
+    /// Adds up the first `parts_len` floats of parts, each `[2, padded]`, into `channels` totals.
+    pub(super) fn add_up(&mut self, channels: usize, padded: usize, parts_len: usize) {
+        let (first, second) = (&mut self.first[..channels], &mut self.second[..channels]);
+        first.fill(0.0);
+        second.fill(0.0);
+        for part in self.parts[..parts_len].chunks_exact(2 * padded) {
+            let (firsts, seconds) = part.split_at(padded);
+            first.iter_mut().zip(firsts).for_each(|(total, &sum)| *total += f64::from(sum));
+            second.iter_mut().zip(seconds).for_each(|(total, &sum)| *total += f64::from(sum));
+        }
+    }
+}
+
+fn run(
+    kernel: &tiles::Convolution<'_>,
+    input: Input<'_>,
+    output: &mut [f32],
+    tail: Tail<'_>,
+    sums: Option<&mut Sums>,
+) {
+    let Some(sums) = sums else { return tiles::convolve(kernel, input, output, tail, &mut []) };
+    let length = kernel.sums_len();
+    tiles::convolve(kernel, input, output, tail, &mut sums.parts[..length]);
+    let padded = kernel.outputs.next_multiple_of(kernel.unit.block());
+    sums.add_up(kernel.outputs, padded, length);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Small integers: every order of summation gives the same numbers.
+    fn integers(seed: usize, length: usize) -> Vec<f32> {
+        (0..length).map(|i| ((i * 7919 + seed * 31) % 7) as f32 - 3.0).collect()
+    }
+
+    fn shape(
+        images: usize,
+        sides: [usize; 2],
+        [channels, outputs]: [usize; 2],
+        geometry: Geometry,
+    ) -> Option<columns::Shape> {
+        let output_sides = [geometry.output_side(sides[0])?, geometry.output_side(sides[1])?];
+        Some(columns::Shape { images, sides, output_sides, channels, outputs, geometry })
+    }
+
+    /// Squares outgrow the integers that f32 holds.
+    fn assert_close(found: f64, expected: f64) {
+        assert!((found - expected).abs() <= 1e-5 * expected, "{found} is not {expected}");
+    }
+
+    /// Every product and sum of one shape, on every unit, against the loops over columns.
+    fn check(shape: columns::Shape) {
+        let columns::Shape { images, sides, output_sides, channels, outputs, geometry } = shape;
+        let pixels = |sides: [usize; 2]| images * sides[0] * sides[1];
+        let x = integers(1, pixels(sides) * channels);
+        let weight = integers(2, geometry.kernel.pow(2) * channels * outputs);
+        let dy = integers(3, pixels(output_sides) * outputs);
+        let y = columns::forward(&shape, &x, &weight);
+        let dx = columns::backward_images(&shape, &weight, &dy);
+        let dw = columns::backward_weight(&shape, &x, &dy);
+        for unit in Unit::available() {
+            let convolution = Convolution::new(unit, shape, true);
+            let mut packed = convolution.packed();
+            convolution.pack(&weight, &mut packed);
+            let mut sums = Sums::default();
+            sums.grow(channels.max(outputs), convolution.sums_len());
+            let mut found = integers(4, y.len());
+            convolution.forward(&packed, &x, &mut found, Tail::default(), Some(&mut sums));
+            assert_eq!(found, y, "forward on {unit:?} of {shape:?}");
+            for (channel, total) in sums.first[..outputs].iter().enumerate() {
+                let column = || y.iter().skip(channel).step_by(outputs).map(|&y| f64::from(y));
+                assert_eq!(*total, column().sum::<f64>(), "sum");
+                assert_close(sums.second[channel], column().map(|y| y * y).sum());
+            }
+            let (before, output, factor) =
+                (integers(5, dx.len()), integers(6, dx.len()), integers(7, dx.len()));
+            let mut found = before.clone();
+            let (passed, factor) = (Some(&*output), Some(&*factor));
+            let tail = Tail { accumulates: true, passed, factor, ..Tail::default() };
+            convolution.backward(&packed, &dy, &mut found, tail, Some(&mut sums));
+            let expected: Vec<f32> = dx
+                .iter()
+                .zip(&before)
+                .zip(&output)
+                .map(|((dx, before), &output)| if output > 0.0 { dx + before } else { 0.0 })
+                .collect();
+            assert_eq!(found, expected, "backward on {unit:?} of {shape:?}");
+            let factor = factor.expect("it was given");
+            for channel in 0..channels {
+                let product = |i: usize| f64::from(expected[i]) * f64::from(factor[i]);
+                let places = || (channel..expected.len()).step_by(channels);
+                let size: f64 = places().map(|i| product(i).abs()).sum();
+                let error = sums.second[channel] - places().map(product).sum::<f64>();
+                assert!(error.abs() <= 1e-5 * size, "products of {shape:?}");
+            }
+            let mut found = integers(8, dw.len());
+            let mut scratch = integers(9, convolution.scratch_len());
+            convolution.gradient(&x, &dy, &mut found, &mut scratch);
+            assert_eq!(found, dw, "gradient of the weight on {unit:?} of {shape:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn any_shape_equals_the_loops_over_columns(
+            images in 1usize..20, height in 1usize..14, width in 1usize..14,
+            channels in 1usize..40, outputs in 1usize..40, kernel in 1usize..5,
+            stride in 1usize..4, padding in 0usize..3,
+        ) {
+            let geometry = Geometry { kernel, stride, padding };
+            // A window wholly in the padding is nobody's architecture.
+            if padding < kernel && let Some(shape) = shape(images, [height, width], [channels, outputs], geometry) {
+                check(shape);
+            }
+        }
+    }
+
+    #[test]
+    fn shapes_of_the_architectures_equal_the_loops_over_columns() {
+        let window = |kernel, stride| Geometry { kernel, stride, padding: kernel / 2 };
+        for (images, side, channels, geometry) in [
+            (7, 33, [3, 32], window(3, 1)),
+            (1, 60, [3, 64], window(7, 2)),
+            (33, 4, [48, 64], window(3, 1)),
+            (7, 28, [20, 48], window(3, 2)),
+            (33, 8, [64, 128], window(1, 2)),
+            (2, 15, [64, 20], window(1, 1)),
+        ] {
+            check(shape(images, [side, side], channels, geometry).expect("a window fits"));
+        }
+    }
+
+    /// y = max(c + residual + bias, 0).
+    #[test]
+    fn a_served_tail_adds_residual_and_bias_and_rectifies() {
+        let geometry = Geometry { kernel: 3, stride: 1, padding: 1 };
+        let shape = shape(3, [9, 7], [10, 21], geometry).expect("a window fits");
+        let x = integers(1, 3 * 63 * 10);
+        let weight = integers(2, 9 * 210);
+        let plain = columns::forward(&shape, &x, &weight);
+        let residual = integers(3, plain.len());
+        for unit in Unit::available() {
+            let convolution = Convolution::new(unit, shape, false);
+            let mut packed = convolution.packed();
+            convolution.pack(&weight, &mut packed);
+            let mut bias = integers(4, 21);
+            bias.resize(21_usize.next_multiple_of(unit.block()), 0.0);
+            let (bias, residual) = (Some(&*bias), Some(&*residual));
+            let tail = Tail { bias, residual, relu: true, ..Tail::default() };
+            let mut found = vec![f32::NAN; plain.len()];
+            convolution.forward(&packed, &x, &mut found, tail, None);
+            for (i, &found) in found.iter().enumerate() {
+                let sum = plain[i] + residual.expect("given")[i] + bias.expect("given")[i % 21];
+                assert_eq!(found, sum.max(0.0), "{unit:?} at {i}");
+            }
+        }
+    }
+}

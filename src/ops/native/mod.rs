@@ -1,0 +1,17 @@
+//! Runs a [`Plan`](crate::encoder::Plan) on the CPU by kernels of its own: what trains and serves
+//! there. Direct convolution over tiles, with batch norm's sums, residual, rectifier and their
+//! gradients taken in the tiles' tails; activations in buffers that are allocated once.
+//!
+//! [`Tape`] trains and [`Served`] serves; both speak flat NHWC slices and
+//! [`HostParams`](crate::encoder::HostParams). The interpreter on candle tensors is their oracle.
+
+mod convolution;
+mod indirection;
+mod kernel;
+mod norm;
+mod served;
+mod sizes;
+mod tape;
+
+pub use served::Served;
+pub use tape::Tape;

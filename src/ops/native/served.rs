@@ -1,0 +1,305 @@
+//! Serving: a plan with its batch norms folded into the convolutions before them, so that a block of
+//! a residual network is two passes.
+
+use super::convolution::{Convolution, Packed};
+use super::kernel::Unit;
+use super::kernel::tiles::Tail;
+use super::sizes::{Size, convolution_shape, sizes};
+use crate::encoder::{HostParams, Op, Plan, Value};
+use crate::ops::Geometry;
+use crate::ops::candle::BATCH_NORM_EPSILON;
+use crate::ops::cpu::pool::{self, Shape as PoolShape};
+use candle_core::{Result, bail};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::{Mutex, PoisonError};
+
+/// Images that go through together, at most; more are cut up. A cache holds their activations.
+const BATCH_MAX: usize = 32;
+
+/// The numbers of a plan, ready to embed images of one size.
+pub struct Served {
+    unit: Unit,
+    plan: Plan,
+    side_px: usize,
+    /// By operation: a convolution with the norm after it.
+    folded: Vec<Option<Folded>>,
+    last_reader: Vec<Option<usize>>,
+    workspace: Mutex<Workspace>,
+}
+
+/// A convolution's weight times its norm's scale, and what is left of the norm.
+struct Folded {
+    packed: Packed,
+    /// Zero past the last output up to a whole block.
+    bias: Vec<f32>,
+}
+
+/// What passes leave behind for the next one.
+#[derive(Default)]
+struct Workspace {
+    /// The layouts by number of images, powers of two.
+    layouts: BTreeMap<usize, Layout>,
+    spare: Vec<Vec<f32>>,
+}
+
+/// A plan laid out for a number of images.
+struct Layout {
+    sizes: Vec<Size>,
+    convolutions: Vec<Option<Convolution>>,
+}
+
+impl Layout {
+    fn new(unit: Unit, plan: &Plan, images: usize, side_px: usize) -> Result<Self> {
+        let sizes = sizes(plan, images, side_px)?;
+        let convolutions = plan.ops.iter().enumerate().map(|(index, op)| {
+            let Op::Convolution { input, .. } = op else { return Ok(None) };
+            let shape = convolution_shape(plan, index, sizes[input.0])?;
+            Ok(Some(Convolution::new(unit, shape, false)))
+        });
+        Ok(Self { convolutions: convolutions.collect::<Result<_>>()?, sizes })
+    }
+}
+
+impl Served {
+    /// The encoder of `params` for images of side `side_px`.
+    ///
+    /// # Errors
+    /// A plan that these kernels can't run at this size.
+    pub fn new(plan: &Plan, params: &HostParams, side_px: usize) -> Result<Self> {
+        Self::on(Unit::best(), plan, params, side_px)
+    }
+
+    fn on(unit: Unit, plan: &Plan, params: &HostParams, side_px: usize) -> Result<Self> {
+        let one = Layout::new(unit, plan, 1, side_px)?;
+        let folded = (0..plan.ops.len()).map(|index| fold(unit, plan, params, &one, index));
+        Ok(Self {
+            unit,
+            plan: plan.clone(),
+            side_px,
+            folded: folded.collect::<Result<_>>()?,
+            last_reader: plan.last_readers(),
+            workspace: Mutex::new(Workspace { layouts: BTreeMap::from([(1, one)]), spare: vec![] }),
+        })
+    }
+
+    /// The features `[N, D]` of `images [N, H, W, C]`; each image's are its own, whatever else is
+    /// in the batch.
+    ///
+    /// # Errors
+    /// Images of another size.
+    pub fn embed(&self, images: &[f32], n_images: usize) -> Result<Vec<f32>> {
+        let image = self.side_px * self.side_px * 3;
+        if images.len() != n_images * image {
+            bail!("{n_images} images of {} px are not {} floats", self.side_px, images.len())
+        }
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut features = Vec::with_capacity(n_images * self.plan.feature_dim);
+        let mut done = 0;
+        while done < n_images {
+            let left = n_images - done;
+            let batch = if left >= BATCH_MAX { BATCH_MAX } else { 1 << left.ilog2() };
+            let Workspace { layouts, spare } = &mut *workspace;
+            let layout = match layouts.entry(batch) {
+                Entry::Occupied(layout) => layout.into_mut(),
+                Entry::Vacant(place) => {
+                    place.insert(Layout::new(self.unit, &self.plan, batch, self.side_px)?)
+                }
+            };
+            let images = &images[done * image..][..batch * image];
+            self.run(layout, spare, images, &mut features);
+            done += batch;
+        }
+        Ok(features)
+    }
+
+    /// Adds the features of `images` to `features`.
+    fn run(
+        &self,
+        layout: &Layout,
+        spare: &mut Vec<Vec<f32>>,
+        images: &[f32],
+        features: &mut Vec<f32>,
+    ) {
+        let mut values: Vec<Option<Vec<f32>>> = vec![None; self.plan.ops.len() + 1];
+        for (index, op) in self.plan.ops.iter().enumerate() {
+            let size = layout.sizes[index + 1];
+            // A folded norm's value is the one that its convolution has made.
+            if let Op::BatchNorm { input: Value(input), .. } = op {
+                values[index + 1] = values[*input].take();
+                continue;
+            }
+            let mut output = spare.pop().unwrap_or_default();
+            output.resize(size.len().max(output.len()), 0.0);
+            let place = &mut output[..size.len()];
+            let read = |Value(at): Value| match &values[at] {
+                Some(value) => &value[..layout.sizes[at].len()],
+                None => images,
+            };
+            match *op {
+                Op::Convolution { input, .. } => {
+                    self.convolve(layout, index, read(input), &read, place);
+                }
+                Op::MaxPool { input } => {
+                    let shape = PoolShape {
+                        sides: layout.sizes[input.0].sides,
+                        output_sides: size.sides,
+                        channels: size.channels,
+                        geometry: Geometry { kernel: 3, stride: 2, padding: 1 },
+                    };
+                    pool::maximum(&shape, read(input), place);
+                }
+                Op::GlobalAveragePool { input } => {
+                    let pixels = layout.sizes[input.0].pixels();
+                    pool::average(read(input), pixels, size.channels, place);
+                }
+                Op::BatchNorm { .. } => {}
+            }
+            values[index + 1] = Some(output);
+            for (at, value) in values.iter_mut().enumerate() {
+                // The norm behind a convolution reads its residual here already.
+                if self.last_reader[at].is_some_and(|last| last <= index) {
+                    spare.extend(value.take());
+                }
+            }
+        }
+        if let Some(Some(last)) = values.pop() {
+            features.extend_from_slice(&last[..layout.sizes[self.plan.ops.len()].len()]);
+            spare.push(last);
+        }
+    }
+
+    fn convolve<'a>(
+        &self,
+        layout: &Layout,
+        index: usize,
+        input: &[f32],
+        read: &impl Fn(Value) -> &'a [f32],
+        output: &mut [f32],
+    ) {
+        let (Some(convolution), Some(folded)) = (&layout.convolutions[index], &self.folded[index])
+        else {
+            return;
+        };
+        let mut tail = Tail { bias: Some(&folded.bias), ..Tail::default() };
+        if let Some(Op::BatchNorm { residual, relu, .. }) = self.plan.ops.get(index + 1) {
+            tail.residual = residual.map(read);
+            tail.relu = *relu;
+        }
+        convolution.forward(&folded.packed, input, output, tail, None);
+    }
+}
+
+/// Convolution `index` with the norm after it: weights by gamma / deviation, and what that leaves.
+fn fold(
+    unit: Unit,
+    plan: &Plan,
+    params: &HostParams,
+    layout: &Layout,
+    index: usize,
+) -> Result<Option<Folded>> {
+    let (Some(convolution), Op::Convolution { weight, .. }) =
+        (&layout.convolutions[index], &plan.ops[index])
+    else {
+        return Ok(None);
+    };
+    let outputs = layout.sizes[index + 1].channels;
+    let mut bias = vec![0.0; outputs.next_multiple_of(unit.block())];
+    let mut weight = params.weight(*weight).to_vec();
+    match plan.ops.get(index + 1) {
+        Some(&Op::BatchNorm { input, gamma, beta, moments, .. }) if input == Value(index + 1) => {
+            let (gamma, beta) = (params.weight(gamma), params.weight(beta));
+            let running = &params.moments[moments];
+            let scales = (0..outputs).map(|channel| {
+                let variance = f64::from(running.variance[channel]) + BATCH_NORM_EPSILON;
+                f64::from(gamma[channel]) / variance.sqrt()
+            });
+            let scales: Vec<f64> = scales.collect();
+            for (channel, scale) in scales.iter().enumerate() {
+                let mean = f64::from(running.mean[channel]);
+                bias[channel] = (f64::from(beta[channel]) - mean * scale) as f32;
+            }
+            for row in weight.chunks_exact_mut(outputs) {
+                for (weight, scale) in row.iter_mut().zip(&scales) {
+                    *weight = (f64::from(*weight) * scale) as f32;
+                }
+            }
+        }
+        _ => {}
+    }
+    let mut packed = convolution.packed();
+    convolution.pack(&weight, &mut packed);
+    Ok(Some(Folded { packed, bias }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoder::{Architecture, Params};
+    use crate::ops::candle::interpreter::forward_inference;
+    use candle_core::{Device, Tensor};
+
+    /// Fresh weights, with running moments that a fold must not lose.
+    fn params(plan: &Plan) -> HostParams {
+        let mut params = HostParams::init(plan, [1, 0]).unwrap();
+        for moments in &mut params.moments {
+            for (channel, mean) in moments.mean.iter_mut().enumerate() {
+                *mean = (channel % 5) as f32 / 10.0 - 0.2;
+                moments.variance[channel] = 0.5 + (channel % 7) as f32 / 4.0;
+            }
+        }
+        params
+    }
+
+    #[test]
+    fn every_architecture_serves_what_the_interpreter_serves() {
+        for architecture in Architecture::ALL {
+            let plan = architecture.plan();
+            let params = params(&plan);
+            let mut tensors =
+                Params::init(&plan.weights, &plan.moments, [0, 0], &Device::Cpu).unwrap();
+            tensors.load_arrays("", &params.to_arrays("")).unwrap();
+            for (n, side) in [(1, 28), (7, 33), (41, 8)] {
+                let images: Vec<f32> = (0..n * side * side * 3)
+                    .map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0)
+                    .collect();
+                let shaped = Tensor::from_slice(&images, (n, side, side, 3), &Device::Cpu).unwrap();
+                let expected = forward_inference(&plan, &tensors, &shaped).unwrap();
+                let expected = expected.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let largest = expected.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+                for unit in Unit::available() {
+                    let served = Served::on(unit, &plan, &params, side).unwrap();
+                    for _ in 0..2 {
+                        let found = served.embed(&images, n).unwrap();
+                        assert_eq!(found.len(), expected.len());
+                        for (found, expected) in found.iter().zip(&expected) {
+                            let error = (found - expected).abs() / largest;
+                            assert!(error < 1e-5, "{architecture:?} {n} x {side}: {error}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The batch that an image comes in must not show in its embedding: clients compare them.
+    #[test]
+    fn an_image_has_the_same_bits_in_any_batch() {
+        let plan = Architecture::SlimResnet.plan();
+        let served = Served::new(&plan, &params(&plan), 16).unwrap();
+        let images: Vec<f32> = (0..37 * 768).map(|i| ((i * 31) % 97) as f32 / 97.0).collect();
+        let together = served.embed(&images, 37).unwrap();
+        for image in [0, 5, 36] {
+            let alone = served.embed(&images[image * 768..][..768], 1).unwrap();
+            assert!(alone == together[image * plan.feature_dim..][..plan.feature_dim]);
+        }
+    }
+
+    #[test]
+    fn images_of_another_size_are_refused() {
+        let plan = Architecture::SlimResnet.plan();
+        let served = Served::new(&plan, &params(&plan), 16).unwrap();
+        assert!(served.embed(&[0.0; 5], 1).is_err());
+        assert!(served.embed(&[], 0).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,76 @@
+//! The sizes of every value of a plan, for one shape of images.
+
+use crate::encoder::{Op, Plan, Value};
+use crate::ops::cpu::convolution::Shape;
+use candle_core::{Result, bail};
+
+/// The size of one value: `[N, H, W, C]`; features have one pixel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) images: usize,
+    pub(super) sides: [usize; 2],
+    pub(super) channels: usize,
+}
+
+impl Size {
+    pub(super) fn pixels(&self) -> usize {
+        self.sides[0] * self.sides[1]
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.images * self.pixels() * self.channels
+    }
+}
+
+/// The size of each value of `plan` for `images` images of side `side_px`, by [`Value`].
+///
+/// # Errors
+/// An operation whose window fits nowhere, or whose weight is for other channels.
+pub(super) fn sizes(plan: &Plan, images: usize, side_px: usize) -> Result<Vec<Size>> {
+    let mut sizes = vec![Size { images, sides: [side_px; 2], channels: 3 }];
+    for (index, op) in plan.ops.iter().enumerate() {
+        let of = |Value(at): Value| sizes[at];
+        let size = match *op {
+            Op::Convolution { input, .. } => {
+                let shape = convolution_shape(plan, index, of(input))?;
+                Size { images, sides: shape.output_sides, channels: shape.outputs }
+            }
+            Op::BatchNorm { input, .. } => of(input),
+            Op::MaxPool { input } => {
+                let sides = of(input).sides.map(|side| side.div_ceil(2));
+                Size { sides, ..of(input) }
+            }
+            Op::GlobalAveragePool { input } => Size { sides: [1, 1], ..of(input) },
+        };
+        sizes.push(size);
+    }
+    Ok(sizes)
+}
+
+/// The sizes of the convolution that is operation `index`, on an input of size `input`.
+///
+/// # Errors
+/// As [`sizes`].
+pub(super) fn convolution_shape(plan: &Plan, index: usize, input: Size) -> Result<Shape> {
+    let Op::Convolution { weight, geometry, .. } = plan.ops[index] else {
+        bail!("operation {index} is no convolution")
+    };
+    let [_, _, channels, outputs] = plan.weights[weight].shape[..] else {
+        bail!("operation {index}: the weight of a convolution has four axes")
+    };
+    let output_side = |side: usize| geometry.output_side(side);
+    let [Some(height), Some(width)] = input.sides.map(output_side) else {
+        bail!("operation {index}: no window of {geometry:?} fits images of {:?}", input.sides)
+    };
+    if channels != input.channels {
+        bail!("operation {index}: a weight for {channels} channels meets {}", input.channels)
+    }
+    Ok(Shape {
+        images: input.images,
+        sides: input.sides,
+        output_sides: [height, width],
+        channels,
+        outputs,
+        geometry,
+    })
+}

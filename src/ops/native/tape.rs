@@ -1,0 +1,506 @@
+//! Training: a pass through a plan that remembers what its backward pass needs.
+
+use super::convolution::{Convolution, Packed};
+use super::kernel::Unit;
+use super::kernel::tiles::Tail;
+use super::norm::Norm;
+use super::sizes::{Size, convolution_shape, sizes};
+use crate::encoder::{HostParams, Op, Plan, Value};
+use crate::ops::Geometry;
+use crate::ops::cpu::pool::{self, Shape as PoolShape};
+use crate::ops::simd::{self, Level};
+use candle_core::{Result, bail};
+use rayon::prelude::*;
+use std::mem::take;
+
+/// The stem of a residual network for ImageNet (He et al. 2015, arXiv:1512.03385, table 1).
+const MAX_POOL: Geometry = Geometry { kernel: 3, stride: 2, padding: 1 };
+
+/// A plan laid out for one shape of images: its kernels, and every buffer that a step needs. After
+/// the first step none is allocated.
+pub struct Tape {
+    plan: Plan,
+    sizes: Vec<Size>,
+    convolutions: Vec<Option<(Convolution, Packed)>>,
+    norms: Vec<Option<Norm>>,
+    /// The operation that first reads each value: the last one to add to its gradient.
+    first_reader: Vec<Option<usize>>,
+    /// What each operation made, by [`Value`].
+    values: Vec<Vec<f32>>,
+    gradients: Vec<Option<Vec<f32>>>,
+    /// Gradients that are done with.
+    spare: Vec<Vec<f32>>,
+    scratch: Vec<f32>,
+}
+
+impl Tape {
+    /// A tape for batches of `images` images of side `side_px`.
+    ///
+    /// # Errors
+    /// A plan that these kernels can't run at this size: a window that fits nowhere, a norm that
+    /// does not directly follow a convolution.
+    pub fn new(plan: &Plan, images: usize, side_px: usize) -> Result<Self> {
+        Self::on(Unit::best(), plan, images, side_px)
+    }
+
+    fn on(unit: Unit, plan: &Plan, images: usize, side_px: usize) -> Result<Self> {
+        if images * side_px == 0 || plan.ops.is_empty() {
+            bail!("a tape needs images, pixels and operations")
+        }
+        let sizes = sizes(plan, images, side_px)?;
+        let (mut convolutions, mut norms) = (vec![], vec![]);
+        let mut scratch = 0;
+        for (index, op) in plan.ops.iter().enumerate() {
+            let (mut convolution, mut norm) = (None, None);
+            match *op {
+                Op::Convolution { input, .. } => {
+                    let shape = convolution_shape(plan, index, sizes[input.0])?;
+                    let made = Convolution::new(unit, shape, input != plan.images());
+                    scratch = scratch.max(made.scratch_len());
+                    let packed = made.packed();
+                    convolution = Some((made, packed));
+                }
+                Op::BatchNorm { input, .. } => {
+                    if input != Value(index) || !matches!(convolutions.last(), Some(Some(_))) {
+                        bail!("operation {index}: a norm must follow its convolution")
+                    }
+                    let size = sizes[input.0];
+                    norm = Some(Norm::new(size.images * size.pixels(), size.channels));
+                }
+                _ => {}
+            }
+            convolutions.push(convolution);
+            norms.push(norm);
+        }
+        let mut this = Self {
+            first_reader: plan.first_readers(),
+            values: sizes.iter().map(|size| vec![0.0; size.len()]).collect(),
+            gradients: sizes.iter().map(|_| None).collect(),
+            spare: vec![],
+            scratch: vec![0.0; scratch],
+            plan: plan.clone(),
+            sizes,
+            convolutions,
+            norms,
+        };
+        this.grow_sums();
+        Ok(this)
+    }
+
+    /// Room in each norm for the sums of the convolution before it, and of every one that reads it.
+    fn grow_sums(&mut self) {
+        for (index, op) in self.plan.ops.iter().enumerate() {
+            let (Op::Convolution { input, .. }, Some((convolution, _))) =
+                (op, &self.convolutions[index])
+            else {
+                continue;
+            };
+            let parts_len = convolution.sums_len();
+            let before = input.0.checked_sub(1);
+            for norm in [before, Some(index + 1)].into_iter().flatten() {
+                if let Some(Some(norm)) = self.norms.get_mut(norm) {
+                    norm.sums.grow(0, parts_len);
+                }
+            }
+        }
+    }
+
+    /// Images of a batch.
+    pub fn images(&self) -> usize {
+        self.sizes[0].images
+    }
+
+    /// The features `[N, D]` of `images [N, H, W, C]`, by the batch's own statistics.
+    ///
+    /// # Errors
+    /// Images of another size than the tape is for.
+    pub fn forward(&mut self, params: &HostParams, images: Vec<f32>) -> Result<&[f32]> {
+        if images.len() != self.sizes[0].len() {
+            bail!("a tape for {} floats of images was given {}", self.sizes[0].len(), images.len())
+        }
+        self.values[0] = images;
+        for index in 0..self.plan.ops.len() {
+            let mut output = take(&mut self.values[index + 1]);
+            self.run(params, index, &mut output);
+            self.values[index + 1] = output;
+        }
+        Ok(&self.values[self.plan.ops.len()])
+    }
+
+    fn run(&mut self, params: &HostParams, index: usize, output: &mut [f32]) {
+        match self.plan.ops[index] {
+            Op::Convolution { input: Value(input), weight, .. } => {
+                let mut sums = self.norms.get_mut(index + 1).and_then(Option::as_mut);
+                let (convolution, packed) =
+                    self.convolutions[index].as_mut().expect("made with the tape");
+                convolution.pack(params.weight(weight), packed);
+                let sums = sums.as_mut().map(|norm| &mut norm.sums);
+                convolution.forward(packed, &self.values[input], output, Tail::default(), sums);
+            }
+            Op::BatchNorm { input: Value(input), gamma, beta, residual, relu, .. } => {
+                let norm = self.norms[index].as_mut().expect("made with the tape");
+                let affine = [params.weight(gamma), params.weight(beta)];
+                let residual = residual.map(|Value(residual)| &*self.values[residual]);
+                norm.forward(affine, &self.values[input], residual, relu, output);
+            }
+            Op::MaxPool { input: Value(input) } => {
+                pool::maximum(&max_pool(self.sizes[input]), &self.values[input], output);
+            }
+            Op::GlobalAveragePool { input: Value(input) } => {
+                let size = self.sizes[input];
+                pool::average(&self.values[input], size.pixels(), size.channels, output);
+            }
+        }
+    }
+
+    /// The gradient of every weight, in the order of [`HostParams::values`], of the gradient
+    /// `[N, D]` of the features that [`Tape::forward`] made last.
+    ///
+    /// # Errors
+    /// Gradients of another size.
+    pub fn backward(
+        &mut self,
+        params: &HostParams,
+        features: &[f32],
+        gradient: &mut [f32],
+    ) -> Result<()> {
+        let last = self.plan.ops.len();
+        if features.len() != self.sizes[last].len() || gradient.len() != params.values.len() {
+            bail!("gradients of another size than the features and the weights")
+        }
+        let mut seed = self.lend(features.len());
+        seed[..features.len()].copy_from_slice(features);
+        self.gradients[last] = Some(seed);
+        for index in (0..last).rev() {
+            // A value that nothing reads has no gradient, nor has what made it.
+            if let Some(dy) = self.gradients[index + 1].take() {
+                self.pull(params, index, dy, gradient);
+            }
+        }
+        Ok(())
+    }
+
+    fn pull(&mut self, params: &HostParams, index: usize, dy: Vec<f32>, gradient: &mut [f32]) {
+        let output = self.sizes[index + 1];
+        match self.plan.ops[index] {
+            Op::Convolution { input, weight, .. } => {
+                let gradient = &mut gradient[params.ranges[weight].clone()];
+                self.pull_convolution(index, input, &dy[..output.len()], gradient);
+                self.spare.push(dy);
+            }
+            Op::BatchNorm { input, gamma, beta, residual, .. } => {
+                let (gamma_range, beta_range) =
+                    (params.ranges[gamma].clone(), params.ranges[beta].clone());
+                let norm = self.norms[index].as_mut().expect("made with the tape");
+                let [dgamma, dbeta] = gradient
+                    .get_disjoint_mut([gamma_range, beta_range])
+                    .expect("weights lie apart");
+                norm.backward(params.weight(gamma), dgamma, dbeta);
+                self.pull_norm(index, input, residual, dy);
+            }
+            Op::MaxPool { input } => {
+                let size = self.sizes[input.0];
+                let mut dx = self.lend(size.len());
+                let mut unclaimed = self.lend(size.images * size.channels);
+                let dy_values = &dy[..output.len()];
+                let tensors = [&*self.values[input.0], &*self.values[index + 1], dy_values];
+                let shape = max_pool(size);
+                pool::backward_maximum(
+                    &shape,
+                    tensors,
+                    &mut unclaimed[..size.images * size.channels],
+                    &mut dx[..size.len()],
+                );
+                self.spare.extend([dy, unclaimed]);
+                self.add_gradient(index, input, dx);
+            }
+            Op::GlobalAveragePool { input } => {
+                let size = self.sizes[input.0];
+                let mut dx = self.lend(size.len());
+                let dx_values = &mut dx[..size.len()];
+                let dy_values = &dy[..output.len()];
+                pool::backward_average(dy_values, size.pixels(), size.channels, dx_values);
+                self.spare.push(dy);
+                self.add_gradient(index, input, dx);
+            }
+        }
+    }
+
+    fn pull_convolution(&mut self, index: usize, Value(input): Value, dy: &[f32], dw: &mut [f32]) {
+        let (convolution, packed) = self.convolutions[index].as_ref().expect("made with the tape");
+        convolution.gradient(&self.values[input], dy, dw, &mut self.scratch);
+        if Value(input) == self.plan.images() {
+            return;
+        }
+        let length = self.sizes[input].len();
+        let (mut dx, accumulates) = match self.gradients[input].take() {
+            Some(dx) => (dx, true),
+            None => (lend(&mut self.spare, length), false),
+        };
+        let mut tail = Tail { accumulates, ..Tail::default() };
+        let mut sums = None;
+        // The last to add also takes the norm's sums, while the numbers are in registers.
+        if self.first_reader[input] == Some(index)
+            && let Some(before) = input.checked_sub(1)
+            && let Op::BatchNorm { input: Value(normalised), relu, .. } = self.plan.ops[before]
+        {
+            tail.passed = relu.then_some(&*self.values[input]);
+            tail.factor = Some(&*self.values[normalised]);
+            sums = self.norms[before].as_mut().map(|norm| &mut norm.sums);
+        }
+        convolution.backward(packed, dy, &mut dx[..length], tail, sums);
+        self.gradients[input] = Some(dx);
+    }
+
+    fn pull_norm(
+        &mut self,
+        index: usize,
+        Value(input): Value,
+        residual: Option<Value>,
+        mut dy: Vec<f32>,
+    ) {
+        let length = self.sizes[index + 1].len();
+        let norm = self.norms[index].as_ref().expect("made with the tape");
+        let x = &*self.values[input];
+        if let Some(residual) = residual {
+            let mut dx = lend(&mut self.spare, length);
+            norm.pull(x, &dy[..length], &mut dx[..length]);
+            self.gradients[input] = Some(dx);
+            self.add_gradient(index, residual, dy);
+        } else {
+            norm.pull_in_place(x, &mut dy[..length]);
+            self.gradients[input] = Some(dy);
+        }
+    }
+
+    /// Adds what operation `reader` has for the gradient of `value`; if it is the last to, the
+    /// gradient passes the rectifier that made the value, and its norm takes its sums.
+    fn add_gradient(&mut self, reader: usize, Value(value): Value, added: Vec<f32>) {
+        let length = self.sizes[value].len();
+        let mut gradient = match self.gradients[value].take() {
+            None => added,
+            Some(mut gradient) => {
+                add(&mut gradient[..length], &added[..length]);
+                self.spare.push(added);
+                gradient
+            }
+        };
+        if self.first_reader[value] == Some(reader)
+            && let Some(before) = value.checked_sub(1)
+            && let (Op::BatchNorm { input: Value(input), relu, .. }, Some(norm)) =
+                (&self.plan.ops[before], &mut self.norms[before])
+        {
+            let rectified = relu.then_some(&*self.values[value]);
+            norm.receive(&self.values[*input], rectified, &mut gradient[..length]);
+        }
+        self.gradients[value] = Some(gradient);
+    }
+
+    /// Moves the running moments of `params` by `share` towards the last batch's.
+    pub fn absorb(&self, params: &mut HostParams, share: f32) {
+        for (op, norm) in self.plan.ops.iter().zip(&self.norms) {
+            let (Op::BatchNorm { moments, .. }, Some(norm)) = (op, norm) else { continue };
+            let running = &mut params.moments[*moments];
+            let unbiased = norm.rows() as f64 / (norm.rows().max(2) - 1) as f64;
+            let blend = |running: &mut f32, batch: f64| {
+                *running = *running * (1.0 - share) + batch as f32 * share;
+            };
+            for channel in 0..running.mean.len() {
+                blend(&mut running.mean[channel], norm.mean[channel]);
+                blend(&mut running.variance[channel], norm.variance[channel] * unbiased);
+            }
+        }
+    }
+
+    fn lend(&mut self, length: usize) -> Vec<f32> {
+        lend(&mut self.spare, length)
+    }
+}
+
+/// The smallest spare buffer of at least `length`, or a new one.
+fn lend(spare: &mut Vec<Vec<f32>>, length: usize) -> Vec<f32> {
+    let fits = spare.iter().enumerate().filter(|(_, buffer)| buffer.len() >= length);
+    match fits.min_by_key(|(_, buffer)| buffer.len()).map(|(index, _)| index) {
+        Some(index) => spare.swap_remove(index),
+        None => vec![0.0; length],
+    }
+}
+
+/// `sum += values`, in pieces for the threads.
+fn add(sum: &mut [f32], values: &[f32]) {
+    const PIECE: usize = 1 << 16;
+    let pieces = sum.par_chunks_mut(PIECE).zip(values.par_chunks(PIECE));
+    pieces.for_each(|(sum, values)| simd::add(Level::best(), sum, values));
+}
+
+fn max_pool(size: Size) -> PoolShape {
+    PoolShape {
+        sides: size.sides,
+        output_sides: size.sides.map(|side| side.div_ceil(MAX_POOL.stride)),
+        channels: size.channels,
+        geometry: MAX_POOL,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoder::{Architecture, Params};
+    use crate::ops::candle::interpreter::forward_train;
+    use candle_core::{Device, Tensor};
+
+    /// Images and a gradient of features that differ from pixel to pixel.
+    fn noise(seed: usize, length: usize) -> Vec<f32> {
+        let number = |i: usize| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0;
+        (0..length).map(number).collect()
+    }
+
+    /// |a - b| / |b|, Euclidean.
+    fn distance(a: &[f32], b: &[f32]) -> f64 {
+        assert_eq!(a.len(), b.len());
+        let square = |x: f64| x * x;
+        let difference: f64 =
+            a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+        let size: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+        (difference / size).sqrt()
+    }
+
+    /// Features, then the gradient of each weight, by the interpreter on tensors.
+    fn oracle(
+        plan: &Plan,
+        params: &HostParams,
+        images: &[f32],
+        n: usize,
+        pull: &[f32],
+    ) -> Vec<Vec<f32>> {
+        let mut tensors = Params::init(&plan.weights, &plan.moments, [0, 0], &Device::Cpu).unwrap();
+        tensors.load_arrays("", &params.to_arrays("")).unwrap();
+        let side = ((images.len() / n / 3) as f64).sqrt() as usize;
+        let images = Tensor::from_slice(images, (n, side, side, 3), &Device::Cpu).unwrap();
+        let trained = forward_train(plan, &tensors, &images).unwrap();
+        let pull = Tensor::from_slice(pull, trained.features.shape(), &Device::Cpu).unwrap();
+        let loss = trained.features.mul(&pull).unwrap().sum_all().unwrap();
+        let gradients = loss.backward().unwrap();
+        let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let mut all = vec![flat(&trained.features)];
+        all.extend(tensors.weights.iter().map(|weight| flat(gradients.get(weight).unwrap())));
+        all
+    }
+
+    #[test]
+    fn every_architecture_has_the_features_and_gradients_of_the_interpreter() {
+        for architecture in Architecture::ALL {
+            let plan = architecture.plan();
+            let params = HostParams::init(&plan, [1, 0]).unwrap();
+            for (n, side) in [(7, 33), (33, 15), (4, 28)] {
+                let images = noise(1, n * side * side * 3);
+                let pull = noise(2, n * plan.feature_dim);
+                let expected = oracle(&plan, &params, &images, n, &pull);
+                for unit in Unit::available() {
+                    let mut tape = Tape::on(unit, &plan, n, side).unwrap();
+                    let mut gradient = vec![f32::NAN; params.values.len()];
+                    // Twice: the second pass meets buffers that the first one used.
+                    for _ in 0..2 {
+                        let features = tape.forward(&params, images.clone()).unwrap();
+                        assert!(
+                            distance(features, &expected[0]) < 1e-4,
+                            "{architecture:?} {n} x {side}"
+                        );
+                        tape.backward(&params, &pull, &mut gradient).unwrap();
+                    }
+                    for (index, spec) in plan.weights.iter().enumerate() {
+                        let error =
+                            distance(&gradient[params.ranges[index].clone()], &expected[index + 1]);
+                        // One rectifier of the last stage that rounding turns over moves a
+                        // gradient by 1 / sqrt(its 16,000 numbers).
+                        assert!(
+                            error < 3e-2,
+                            "{architecture:?} {n} x {side} on {unit:?}: {} is off by {error}",
+                            spec.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn running_moments_are_those_of_the_interpreter() {
+        let plan = Architecture::SlimResnet.plan();
+        let mut params = HostParams::init(&plan, [1, 0]).unwrap();
+        let images = noise(1, 6 * 20 * 20 * 3);
+        let tensors = Params::init(&plan.weights, &plan.moments, [1, 0], &Device::Cpu).unwrap();
+        let shaped = Tensor::from_slice(&images, (6, 20, 20, 3), &Device::Cpu).unwrap();
+        let moments = forward_train(&plan, &tensors, &shaped).unwrap().moments;
+        let mut tape = Tape::new(&plan, 6, 20).unwrap();
+        tape.forward(&params, images).unwrap();
+        tape.absorb(&mut params, 0.5);
+        for (found, batch) in params.moments.iter().zip(moments) {
+            let unbiased = batch.count as f32 / (batch.count - 1) as f32;
+            let expected: Vec<f32> = batch.variance.to_vec1::<f32>().unwrap();
+            let expected: Vec<f32> = expected.iter().map(|v| 0.5 + 0.5 * v * unbiased).collect();
+            assert!(distance(&found.variance, &expected) < 1e-5);
+            let mean = batch.mean.to_vec1::<f32>().unwrap();
+            let doubled: Vec<f32> = found.mean.iter().map(|mean| 2.0 * mean).collect();
+            assert!(distance(&doubled, &mean) < 1e-4);
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let plan = Architecture::SlimResnet.plan();
+        let params = HostParams::init(&plan, [1, 0]).unwrap();
+        let (images, pull) = (noise(1, 9 * 28 * 28 * 3), noise(2, 9 * plan.feature_dim));
+        let gradient = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut tape = Tape::new(&plan, 9, 28).unwrap();
+                let mut gradient = vec![0.0; params.values.len()];
+                tape.forward(&params, images.clone()).unwrap();
+                tape.backward(&params, &pull, &mut gradient).unwrap();
+                gradient.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+            })
+        };
+        let one = gradient(1);
+        assert!(one == gradient(2) && one == gradient(3));
+    }
+
+    /// Sums in f64 of what f32 kernels made: what is left is their rounding.
+    #[test]
+    fn a_step_along_the_gradient_lowers_the_loss_by_as_much_as_it_says() {
+        let plan = Architecture::SlimResnet.plan();
+        let params = HostParams::init(&plan, [1, 0]).unwrap();
+        let (images, pull) = (noise(1, 8 * 16 * 16 * 3), noise(2, 8 * plan.feature_dim));
+        let mut tape = Tape::new(&plan, 8, 16).unwrap();
+        let mut loss = |params: &HostParams| -> f64 {
+            let features = tape.forward(params, images.clone()).unwrap();
+            features.iter().zip(&pull).map(|(f, p)| f64::from(*f) * f64::from(*p)).sum()
+        };
+        loss(&params);
+        let mut gradient = vec![0.0; params.values.len()];
+        let mut trained = Tape::new(&plan, 8, 16).unwrap();
+        trained.forward(&params, images.clone()).unwrap();
+        trained.backward(&params, &pull, &mut gradient).unwrap();
+        let square: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum();
+        let step = 1e-3 / square.sqrt();
+        let mut moved = |sign: f64| {
+            let mut params = params.clone();
+            for (weight, gradient) in params.values.iter_mut().zip(&gradient) {
+                *weight += (sign * step * f64::from(*gradient)) as f32;
+            }
+            loss(&params)
+        };
+        let slope = (moved(1.0) - moved(-1.0)) / (2.0 * step);
+        assert!((slope / square - 1.0).abs() < 0.02, "slope {slope}, gradient says {square}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let plan = Architecture::SlimResnet.plan();
+        let params = HostParams::init(&plan, [1, 0]).unwrap();
+        assert!(Tape::new(&plan, 0, 28).is_err());
+        let mut tape = Tape::new(&plan, 2, 28).unwrap();
+        assert!(tape.forward(&params, vec![0.0; 7]).is_err());
+        assert!(tape.backward(&params, &[0.0; 3], &mut []).is_err());
+    }
+}
