@@ -9,7 +9,7 @@ mod stream;
 use super::log;
 use super::summary::RunSummary;
 use crate::config::{Config, LogForm};
-use crate::learner::Limits;
+use crate::learner::{Limits, schedule};
 use crate::{metrics, pipeline, shutdown};
 use anyhow::{Context, Result};
 use images::DemoImages;
@@ -43,6 +43,14 @@ pub(super) struct Args {
 
 /// How often the demo's encoder goes live: often, so that there is something to see.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(10);
+
+/// A demo that ends after `steps` lets its rate fall to zero there: an end that is known teaches more
+/// than one that comes unawares.
+fn declare_end(schedule: &mut schedule::Config, steps: u64) {
+    let steps = steps.max(2);
+    schedule.warmup_steps = schedule.warmup_steps.min(steps / 4);
+    schedule.end_steps = Some(steps);
+}
 
 #[expect(clippy::print_stdout, reason = "the demo talks to the person who started it")]
 pub(super) async fn run(args: Args) -> Result<()> {
@@ -114,6 +122,9 @@ fn config(
     config.input.side_px = images.side_px();
     config.server.listen.set_port(args.port);
     config.snapshot.every = SNAPSHOT_EVERY;
+    if let Some(images) = args.stop_after {
+        declare_end(&mut config.learner.schedule, images.div_ceil(config.batch.images as u64));
+    }
     config.snapshot.dir.clone_from(&args.snapshots);
     config.validate()?;
     Ok(config)

@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 pub(super) const TOPIC: &str = "images";
 /// Bytes that may be unread: well under the broker's 5 MiB a partition.
 const WINDOW_BYTES: usize = 2 * 1024 * 1024;
-/// Messages that may be unread, whatever their size; the broker keeps 100,000 message sets.
-const WINDOW_MESSAGES: u64 = 2000;
+/// Messages that may be unread, whatever their size: what waits longer is served later.
+const WINDOW_MESSAGES: u64 = 500;
 /// How long the last messages may take to be acknowledged.
 const FINISH: Duration = Duration::from_secs(10);
 
