@@ -20,9 +20,7 @@ use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Floats of columns made at a time: 256 KiB, half of a second-level cache of 512 KiB (a guess). On
-/// a busy Zen 3 core (November 2026) bare products over 64 to 512 pixels showed no clear best up to
-/// 128 channels; at 256 channels the longest block was slowest. Not tuned on whole steps.
+/// Floats of columns made at a time: 256 KiB, half of a second-level cache of 512 KiB (a guess).
 const BLOCK_FLOATS: usize = 1 << 16;
 
 /// Pixels made at a time, at least: below it the product reads its weights too often.
@@ -31,8 +29,7 @@ const BLOCK_PIXELS_MIN: usize = 64;
 /// Pixels made at a time, at most: above it tasks get too few (a guess).
 const BLOCK_PIXELS_MAX: usize = 1024;
 
-/// Floats of all partial sums of a weight's gradient together: 8 MiB (a guess: they stay in a
-/// third-level cache).
+/// Floats of all partial sums of a weight's gradient together: 8 MiB (a guess).
 const PARTIAL_FLOATS: usize = 1 << 21;
 
 thread_local! {

@@ -5,6 +5,8 @@
 //! unit of the processor against it and against plain loops.
 
 mod lanes;
+mod strip;
+mod tile;
 pub(super) mod tiles;
 pub(super) mod weights;
 

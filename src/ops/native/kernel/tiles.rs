@@ -1,13 +1,8 @@
-//! Direct convolution over tiles of a [`Route`]: a register tile of R output pixels by two vectors
-//! of output channels sums over taps and input channels, and is finished before it is stored.
+//! Direct convolution over the tiles of a [`Route`], shared out to the threads.
 
-#![expect(
-    clippy::needless_range_loop,
-    reason = "counted loops over arrays unroll, which keeps a tile in registers"
-)]
-
-use super::{Kernel, Lanes, Unit};
-use crate::ops::native::indirection::{Indirection, OUTSIDE, Part, Route};
+use super::Unit;
+use super::tile::Tiles;
+use crate::ops::native::indirection::{Part, Route};
 use crate::ops::with_scratch;
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -16,9 +11,6 @@ use std::ops::Range;
 thread_local! {
     static COLUMNS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
-
-/// Floats of the widest block of any unit.
-const BLOCK_MAX: usize = 32;
 
 /// A convolution with packed weights.
 pub(in crate::ops::native) struct Convolution<'a> {
@@ -94,7 +86,7 @@ impl Convolution<'_> {
         self.route.parts().len() * self.part_sums()
     }
 
-    fn part_sums(&self) -> usize {
+    pub(super) fn part_sums(&self) -> usize {
         2 * self.blocks() * self.block()
     }
 }
@@ -181,228 +173,5 @@ fn check(convolution: &Convolution<'_>, input: Input<'_>, output: &[f32], tail: 
     }
     for part in route.parts() {
         assert_eq!(route.indirection(part.first_image).rows(), unit.rows(), "rows of a tile");
-    }
-}
-
-/// The tiles of one part, some blocks of their outputs.
-struct Tiles<'a> {
-    convolution: &'a Convolution<'a>,
-    part: &'a Part,
-    blocks: Range<usize>,
-    /// Where the first pixel of the group's first image is, or would be.
-    input: *const f32,
-    output: *mut f32,
-    tail: &'a Tail<'a>,
-    /// The part's place for sums.
-    sums: Option<*mut f32>,
-}
-
-impl Kernel for Tiles<'_> {
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        // SAFETY: the caller's contract; `check` compared the route's rows with the unit's.
-        unsafe {
-            match L::ROWS {
-                6 => self.rows::<L, 6>(),
-                12 => self.rows::<L, 12>(),
-                rows => unreachable!("no tile of {rows} rows is compiled"),
-            }
-        }
-    }
-}
-
-/// A tile's rows by its two vectors.
-type Accumulators<L, const R: usize> = [[<L as Lanes>::Vector; 2]; R];
-
-impl Tiles<'_> {
-    /// # Safety
-    /// Every pixel of the part lies in its tensor; nobody else writes the part's blocks; the
-    /// processor has the unit's instructions. So for the functions below.
-    #[inline(always)]
-    unsafe fn rows<L: Lanes, const R: usize>(&self) {
-        let Convolution { route, outputs, .. } = *self.convolution;
-        let block = 2 * L::WIDTH;
-        let group = route.indirection(self.part.first_image);
-        for index in self.blocks.clone() {
-            let columns = block.min(outputs - index * block);
-            // SAFETY: above; sums hold two runs of whole blocks.
-            unsafe {
-                let mut sums = [[L::splat(0.0); 2]; 2];
-                for tile in self.part.tiles.clone() {
-                    let accumulators = self.accumulate::<L, R>(group, tile, index);
-                    let valid = group.tiles()[tile].valid;
-                    let targets = group.targets(tile);
-                    self.finish::<L, R>(accumulators, targets, valid, (index, columns), &mut sums);
-                }
-                if let Some(place) = self.sums {
-                    let second = self.convolution.part_sums() / 2;
-                    for (at, sums) in [(0, sums[0]), (second, sums[1])] {
-                        let place = place.add(at + index * block);
-                        L::store(place, sums[0]);
-                        L::store(place.add(L::WIDTH), sums[1]);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The sums of one tile over its taps and all input channels.
-    #[inline(always)]
-    unsafe fn accumulate<L: Lanes, const R: usize>(
-        &self,
-        group: &Indirection,
-        tile: usize,
-        block: usize,
-    ) -> Accumulators<L, R> {
-        let Convolution { route, channels, weights, zeros, .. } = *self.convolution;
-        let window = route.window();
-        let taps = window.geometry.kernel.pow(2);
-        let tap_floats = channels * 2 * L::WIDTH;
-        // SAFETY: the route's pixels lie in the input (where that is columns its start may not,
-        // hence the wrapping arithmetic); packed weights hold `taps * tap_floats` for each block.
-        unsafe {
-            let weights = weights.as_ptr().add(block * taps * tap_floats);
-            let mut sums = [[L::splat(0.0); 2]; R];
-            for listed in group.tiles().get_unchecked(tile).taps.clone() {
-                let (tap, sources) = group.tap(listed);
-                let mut pixels = [zeros.as_ptr(); R];
-                for row in 0..R {
-                    let source = *sources.get_unchecked(row);
-                    if source != OUTSIDE {
-                        pixels[row] = self.input.wrapping_add(source as usize * channels);
-                    }
-                }
-                let mut weight = weights.add(tap * tap_floats);
-                for channel in 0..channels {
-                    let w = [L::load(weight), L::load(weight.add(L::WIDTH))];
-                    for row in 0..R {
-                        let x = L::splat(*pixels[row].add(channel));
-                        sums[row][0] = L::multiply_add(x, w[0], sums[row][0]);
-                        sums[row][1] = L::multiply_add(x, w[1], sums[row][1]);
-                    }
-                    weight = weight.add(2 * L::WIDTH);
-                }
-            }
-            sums
-        }
-    }
-
-    /// Finishes one tile by the tail and stores it; `sums` grow by it.
-    #[inline(always)]
-    unsafe fn finish<L: Lanes, const R: usize>(
-        &self,
-        mut tile: Accumulators<L, R>,
-        targets: &[u32],
-        valid: usize,
-        (block, columns): (usize, usize),
-        sums: &mut [[L::Vector; 2]; 2],
-    ) {
-        let Convolution { route, outputs, .. } = *self.convolution;
-        let window = route.window();
-        let image = window.output[0] * window.output[1] * outputs;
-        let column = block * 2 * L::WIDTH;
-        let first = self.part.first_image * image + column;
-        // SAFETY: targets are pixels of the output, whose shape the tail's tensors have; `columns`
-        // channels from `column` on are left in each.
-        unsafe {
-            let place = |row: usize| first + *targets.get_unchecked(row) as usize * outputs;
-            let mut add_rows = |from: *const f32| {
-                for row in 0..R {
-                    let values = load_pair::<L>(from.add(place(row)), columns);
-                    tile[row] = add_pair::<L>(tile[row], values);
-                }
-            };
-            if self.tail.accumulates {
-                add_rows(self.output);
-            }
-            if let Some(residual) = self.tail.residual {
-                add_rows(residual.as_ptr());
-            }
-            if let Some(bias) = self.tail.bias {
-                let bias = load_pair::<L>(bias.as_ptr().add(column), 2 * L::WIDTH);
-                for row in 0..R {
-                    tile[row] = add_pair::<L>(tile[row], bias);
-                }
-            }
-            if self.tail.relu {
-                let zero = L::splat(0.0);
-                for row in 0..R {
-                    tile[row] = tile[row].map(
-                        #[inline(always)]
-                        |value| L::at_least(value, zero),
-                    );
-                }
-            }
-            if let Some(output) = self.tail.passed {
-                for row in 0..R {
-                    let output = load_pair::<L>(output.as_ptr().add(place(row)), columns);
-                    for half in 0..2 {
-                        tile[row][half] = L::passed(tile[row][half], output[half]);
-                    }
-                }
-            }
-            if self.sums.is_some() {
-                // Kept in registers: the reference would be written in every round.
-                let mut totals = *sums;
-                for row in 0..R {
-                    if row < valid {
-                        let factor = match self.tail.factor {
-                            Some(factor) => {
-                                load_pair::<L>(factor.as_ptr().add(place(row)), columns)
-                            }
-                            None => tile[row],
-                        };
-                        totals[0] = add_pair::<L>(totals[0], tile[row]);
-                        for half in 0..2 {
-                            totals[1][half] =
-                                L::multiply_add(tile[row][half], factor[half], totals[1][half]);
-                        }
-                    }
-                }
-                *sums = totals;
-            }
-            for row in 0..R {
-                if row < valid {
-                    store_pair::<L>(self.output.add(place(row)), tile[row], columns);
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn add_pair<L: Lanes>(a: [L::Vector; 2], b: [L::Vector; 2]) -> [L::Vector; 2] {
-    // SAFETY: the caller has the unit.
-    unsafe { [L::add(a[0], b[0]), L::add(a[1], b[1])] }
-}
-
-/// `columns` floats, and zeros up to two vectors.
-#[inline(always)]
-unsafe fn load_pair<L: Lanes>(from: *const f32, columns: usize) -> [L::Vector; 2] {
-    // SAFETY: `columns` floats can be read at `from`; a block has at most `BLOCK_MAX`.
-    unsafe {
-        if columns == 2 * L::WIDTH {
-            return [L::load(from), L::load(from.add(L::WIDTH))];
-        }
-        let mut floats = [0.0; BLOCK_MAX];
-        std::ptr::copy_nonoverlapping(from, floats.as_mut_ptr(), columns);
-        [L::load(floats.as_ptr()), L::load(floats.as_ptr().add(L::WIDTH))]
-    }
-}
-
-/// The first `columns` floats of two vectors.
-#[inline(always)]
-unsafe fn store_pair<L: Lanes>(to: *mut f32, pair: [L::Vector; 2], columns: usize) {
-    // SAFETY: `columns` floats can be written at `to`; a block has at most `BLOCK_MAX`.
-    unsafe {
-        if columns == 2 * L::WIDTH {
-            L::store(to, pair[0]);
-            L::store(to.add(L::WIDTH), pair[1]);
-            return;
-        }
-        let mut floats = [0.0; BLOCK_MAX];
-        L::store(floats.as_mut_ptr(), pair[0]);
-        L::store(floats.as_mut_ptr().add(L::WIDTH), pair[1]);
-        std::ptr::copy_nonoverlapping(floats.as_ptr(), to, columns);
     }
 }
