@@ -1,5 +1,6 @@
-//! How the operations of an encoder's plan are computed. [`candle`] is the interpreter on tensors
-//! with autograd, for every device; its CPU kernels are `cpu`'s loops over flat slices.
+//! How the operations of an encoder's plan are computed. [`native`] trains and serves on the CPU by
+//! kernels of its own. [`candle`] is the interpreter on tensors with autograd: for other devices, and
+//! the oracle of the native one; its CPU kernels are `cpu`'s loops over flat slices.
 //!
 //! The contract of an operation:
 //!
@@ -14,7 +15,8 @@
 //!   devices run, and the oracle of the tests.
 //!
 //! To add an operation: the loops in `cpu/NAME.rs`, the node and its composed twin in
-//! `candle/NAME.rs`, one `pub mod` row in `candle/mod.rs`, and tests of one against the other.
+//! `candle/NAME.rs`, one `pub mod` row in `candle/mod.rs`, its arms in `native/tape.rs` (forward),
+//! `native/tape/backward.rs` and `native/served.rs`, and tests of one against the other.
 
 pub use crate::encoder::Geometry;
 

@@ -61,7 +61,7 @@ fn embed(
     let n_images = images.len();
     let feature_dim = snapshot.encoder.feature_dim();
     let images = images.concat();
-    // candle divides its work over rayon's current pool, which `install` makes this one.
+    // Encoders divide their work over rayon's current pool, which `install` makes this one.
     let work = || pool.install(|| snapshot.encoder.embed(images, n_images));
     let embeddings = catch_unwind(AssertUnwindSafe(work)).map_err(|_| Fault::Panic)??;
     if feature_dim == 0 || embeddings.len() != n_images * feature_dim {
