@@ -1,12 +1,8 @@
 //! Pooling: the mean of an image, and the maximum of windows.
 
 use super::{floats, with_floats};
-use crate::ops::Geometry;
-use crate::ops::cpu::pool::{self as cpu, Shape};
+use crate::ops::cpu::pool::{self as cpu, MAX_POOL, Shape};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Tensor, bail};
-
-/// The stem of a residual network for ImageNet (He et al. 2015, arXiv:1512.03385, table 1).
-const MAX_POOL: Geometry = Geometry { kernel: 3, stride: 2, padding: 1 };
 
 /// The mean over the pixels of `x [N, H, W, C]`: `[N, C]`.
 ///
@@ -27,22 +23,13 @@ pub fn average_pool(x: &Tensor) -> Result<Tensor> {
 /// If `x` has another rank or no pixel.
 pub fn max_pool(x: &Tensor) -> Result<Tensor> {
     let (_, height, width, channels) = x.dims4()?;
-    let output_sides = (MAX_POOL.output_side(height), MAX_POOL.output_side(width));
-    let (Some(output_height), Some(output_width)) = output_sides else {
-        bail!("no window of {MAX_POOL:?} fits images {:?}", x.shape());
-    };
     if height * width * channels == 0 {
         bail!("images {:?} have no pixel", x.shape());
     }
     if !x.device().is_cpu() {
         return composed_maximum(x);
     }
-    let shape = Shape {
-        sides: [height, width],
-        output_sides: [output_height, output_width],
-        channels,
-        geometry: MAX_POOL,
-    };
+    let shape = Shape::max_pool([height, width], channels);
     x.contiguous()?.apply_op1(MaxPool { shape })
 }
 

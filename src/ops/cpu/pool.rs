@@ -17,7 +17,16 @@ pub(crate) struct Shape {
     pub(crate) geometry: Geometry,
 }
 
+/// The stem of a residual network for ImageNet (He et al. 2015, arXiv:1512.03385, table 1).
+pub(crate) const MAX_POOL: Geometry = Geometry { kernel: 3, stride: 2, padding: 1 };
+
 impl Shape {
+    /// [`MAX_POOL`] over images of these sides, which it halves and rounds up.
+    pub(crate) fn max_pool(sides: [usize; 2], channels: usize) -> Self {
+        let output_sides = sides.map(|side| side.div_ceil(MAX_POOL.stride));
+        Self { sides, output_sides, channels, geometry: MAX_POOL }
+    }
+
     /// Floats of an image.
     pub(crate) fn image(&self) -> usize {
         self.sides[0] * self.sides[1] * self.channels

@@ -6,7 +6,6 @@ use super::kernel::Unit;
 use super::kernel::tiles::Tail;
 use super::sizes::{Size, convolution_shape, sizes};
 use crate::encoder::{HostParams, Op, Plan, Value};
-use crate::ops::Geometry;
 use crate::ops::candle::BATCH_NORM_EPSILON;
 use crate::ops::cpu::pool::{self, Shape as PoolShape};
 use candle_core::{Result, bail};
@@ -141,12 +140,7 @@ impl Served {
                     self.convolve(layout, index, read(input), &read, place);
                 }
                 Op::MaxPool { input } => {
-                    let shape = PoolShape {
-                        sides: layout.sizes[input.0].sides,
-                        output_sides: size.sides,
-                        channels: size.channels,
-                        geometry: Geometry { kernel: 3, stride: 2, padding: 1 },
-                    };
+                    let shape = PoolShape::max_pool(layout.sizes[input.0].sides, size.channels);
                     pool::maximum(&shape, read(input), place);
                 }
                 Op::GlobalAveragePool { input } => {

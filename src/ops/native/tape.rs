@@ -8,13 +8,9 @@ use super::kernel::tiles::Tail;
 use super::norm::Norm;
 use super::sizes::{Size, convolution_shape, sizes};
 use crate::encoder::{HostParams, Op, Plan, Value};
-use crate::ops::Geometry;
 use crate::ops::cpu::pool::{self, Shape as PoolShape};
 use candle_core::{Result, bail};
 use std::mem::take;
-
-/// The stem of a residual network for ImageNet (He et al. 2015, arXiv:1512.03385, table 1).
-const MAX_POOL: Geometry = Geometry { kernel: 3, stride: 2, padding: 1 };
 
 /// A plan laid out for one shape of images: its kernels, and every buffer that a step needs. After
 /// the first step none is allocated.
@@ -171,12 +167,7 @@ impl Tape {
 }
 
 fn max_pool(size: Size) -> PoolShape {
-    PoolShape {
-        sides: size.sides,
-        output_sides: size.sides.map(|side| side.div_ceil(MAX_POOL.stride)),
-        channels: size.channels,
-        geometry: MAX_POOL,
-    }
+    PoolShape::max_pool(size.sides, size.channels)
 }
 
 #[cfg(test)]
@@ -258,6 +249,28 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_max_pool_has_the_gradients_of_the_interpreter() {
+        let mut plan = Plan::new("toy");
+        let geometry = crate::encoder::Geometry { kernel: 7, stride: 2, padding: 3 };
+        let images = plan.images();
+        let convolved = plan.convolution("stem", images, [3, 20], geometry);
+        let normed = plan.batch_norm("stem.norm", convolved, 20, None, true);
+        let pooled = plan.max_pool(normed);
+        plan.global_average_pool(pooled, 20);
+        let params = HostParams::init(&plan, [1, 0]).unwrap();
+        let (images, pull) = (noise(1, 5 * 27 * 27 * 3), noise(2, 5 * 20));
+        let expected = oracle(&plan, &params, &images, 5, &pull);
+        let mut tape = Tape::new(&plan, 5, 27).unwrap();
+        let mut gradient = vec![f32::NAN; params.values.len()];
+        let features = tape.forward(&params, images).unwrap();
+        assert!(distance(features, &expected[0]) < 1e-5);
+        tape.backward(&params, &pull, &mut gradient).unwrap();
+        for (range, expected) in params.ranges.iter().zip(&expected[1..]) {
+            assert!(distance(&gradient[range.clone()], expected) < 1e-3);
         }
     }
 
