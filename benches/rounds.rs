@@ -30,7 +30,7 @@ fn train(architecture: Architecture, n_images: usize) -> Round {
     let mut velocity = vec![0.0; params.values.len()];
     let (images, pull) =
         (noise(n_images * SIDE_PX * SIDE_PX * 3), noise(n_images * plan.feature_dim));
-    let rule = Sgd { rate: 1e-6, momentum: 0.9, decay: 5e-4 };
+    let rule = Sgd { rate: 1e-6, momentum: 0.9, decay: 5e-4, trust: 1.0 };
     Box::new(move || {
         tape.forward(&params, images.clone()).expect("images of its size");
         tape.backward(&params, &pull, &mut gradient).expect("gradients of its size");
@@ -59,7 +59,7 @@ fn main() {
             let [work, encoder, n_images, threads] = words[..] else {
                 panic!("expected WORK ENCODER IMAGES THREADS, not {line:?}")
             };
-            let architecture = Architecture::from_name(encoder).expect("an encoder's name");
+            let architecture = encoder.parse().expect("an encoder's name");
             let n_images = n_images.parse().expect("a number of images");
             let threads = threads.parse().expect("a number of threads");
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

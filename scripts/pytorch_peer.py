@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 SIDE_PX = 32
 WIDTHS = {"slim-resnet": [32, 64, 128, 256], "resnet18": [64, 128, 256, 512]}
-WORKS = [("train", "slim-resnet", 128), ("train", "resnet18", 128), ("embed", "slim-resnet", 1),
-         ("embed", "slim-resnet", 64), ("embed", "resnet18", 1), ("embed", "resnet18", 64)]
+WORKS = [("train", "slim-resnet", 128), ("train", "resnet18", 128), ("train", "vit-tiny-patch4", 128),
+         ("embed", "slim-resnet", 1), ("embed", "slim-resnet", 64), ("embed", "resnet18", 1),
+         ("embed", "resnet18", 64), ("embed", "vit-tiny-patch4", 1), ("embed", "vit-tiny-patch4", 64)]
 
 
 class Block(nn.Module):
@@ -40,6 +41,43 @@ class Block(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
 
 
+class TransformerBlock(nn.Module):
+    """Attention, then a perceptron, each of the normalised input and added to it."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
+        self.joined, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.heads = heads
+
+    def forward(self, x):
+        images, tokens, width = x.shape
+        joined = self.joined(self.norm1(x)).view(images, tokens, 3, self.heads, width // self.heads)
+        queries, keys, values = joined.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        x = x + self.output(mixed.transpose(1, 2).reshape(images, tokens, width))
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """ViT-Tiny over patches of 4 px, its features the mean over them."""
+
+    WIDTH, DEPTH, HEADS, PATCH_PX = 192, 12, 3, 4
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, self.WIDTH, self.PATCH_PX, self.PATCH_PX)
+        positions = torch.randn(1, (SIDE_PX // self.PATCH_PX) ** 2, self.WIDTH)
+        self.register_buffer("positions", positions)
+        blocks = (TransformerBlock(self.WIDTH, self.HEADS) for _ in range(self.DEPTH))
+        self.blocks = nn.Sequential(*blocks, nn.LayerNorm(self.WIDTH, 1e-6))
+
+    def forward(self, x):
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        return self.blocks(patches + self.positions).mean(1)
+
+
 class Encoder(nn.Module):
     """ResNet-18's shape with a stem for small images."""
 
@@ -58,11 +96,16 @@ class Encoder(nn.Module):
         return self.layers(x).mean((2, 3))
 
 
-def training(widths, n_images, layout):
-    encoder = Encoder(widths).to(memory_format=layout)
+def build(encoder):
+    return Transformer() if encoder not in WIDTHS else Encoder(WIDTHS[encoder])
+
+
+def training(encoder, n_images, layout):
+    encoder = build(encoder).to(memory_format=layout)
     optimizer = torch.optim.SGD(encoder.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
     images = torch.randn(n_images, 3, SIDE_PX, SIDE_PX).contiguous(memory_format=layout)
-    pull = torch.randn(n_images, widths[-1])
+    with torch.no_grad():
+        pull = torch.randn_like(encoder(images))
 
     def work():
         optimizer.zero_grad()
@@ -71,8 +114,8 @@ def training(widths, n_images, layout):
     return work
 
 
-def embedding(widths, n_images, layout, frozen):
-    encoder = Encoder(widths).to(memory_format=layout).eval()
+def embedding(encoder, n_images, layout, frozen):
+    encoder = build(encoder).to(memory_format=layout).eval()
     images = torch.randn(n_images, 3, SIDE_PX, SIDE_PX).contiguous(memory_format=layout)
     if frozen:  # folds the norms into the convolutions, as we do
         with torch.no_grad():
@@ -86,11 +129,10 @@ def embedding(widths, n_images, layout, frozen):
 
 def peers(work, encoder, n_images):
     """PyTorch's modes for one kind of work, by name."""
-    widths = WIDTHS[encoder]
     layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     if work == "train":
-        return {name: training(widths, n_images, layout) for name, layout in layouts.items()}
-    return {f"{name}{', frozen' * frozen}": embedding(widths, n_images, layout, frozen)
+        return {name: training(encoder, n_images, layout) for name, layout in layouts.items()}
+    return {f"{name}{', frozen' * frozen}": embedding(encoder, n_images, layout, frozen)
             for name, layout in layouts.items() for frozen in (False, True)}
 
 

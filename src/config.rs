@@ -63,6 +63,8 @@ pub struct Run {
     pub seed: u64,
     /// Where tensors live: `auto`, `cpu` or `cuda`.
     pub device: device::Device,
+    /// Vector instructions of the CPU: `auto`, `portable`, `avx2` or `avx512`.
+    pub instructions: device::Instructions,
     /// Threads that compute steps; 0 is one for each core.
     pub learner_threads: usize,
     /// Threads that decode arriving images.
@@ -91,6 +93,7 @@ impl Default for Run {
         Self {
             seed: 0,
             device: device::Device::default(),
+            instructions: device::Instructions::default(),
             learner_threads: 0,
             decode_threads: 1,
             view_threads: 1,
@@ -344,6 +347,7 @@ mod tests {
     fn values_of_the_wrong_kind_and_unknown_names_are_refused_by_name() {
         let cases = [
             ("run.device = \"gpu\"", "run.device = \"gpu\"", "cuda"),
+            ("run.instructions = \"sse\"", "run.instructions", "avx2"),
             ("run.log = \"xml\"", "run.log", "json"),
             ("source.kind = \"s3\"", "source.kind", "folder"),
             ("kafka.start = \"now\"", "kafka.start", "earliest"),

@@ -1,6 +1,7 @@
-//! The one place that picks where tensors live.
+//! The one place that picks where tensors live, and what computes them there.
 
-use anyhow::{Context, Result};
+use crate::ops::isa::Isa;
+use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
@@ -43,9 +44,67 @@ impl Device {
     }
 }
 
+/// The vector instructions that a CPU computes with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Instructions {
+    /// The best that the processor has.
+    #[default]
+    Auto,
+    /// The target's baseline.
+    Portable,
+    /// AVX2 and FMA; an error where there are none.
+    Avx2,
+    /// AVX-512 F and VL; an error where there are none.
+    Avx512,
+}
+
+impl Instructions {
+    /// Makes every kernel of the process run with them, and says which they are.
+    ///
+    /// # Errors
+    /// Instructions that the processor lacks, or a process that computes with others already.
+    pub fn choose(self) -> Result<()> {
+        let name = match self {
+            Self::Auto => return Ok(()),
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        };
+        let isa = Isa::available()
+            .into_iter()
+            .find(|isa| isa.to_string() == name)
+            .with_context(|| format!("run.instructions = {name:?}, which this processor lacks"))?;
+        isa.choose().map_err(|other| {
+            anyhow!("run.instructions = {name:?}, but the process computes with {other} already")
+        })?;
+        info!("kernels use {isa} instructions");
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn instructions_that_kernels_run_with_can_be_chosen_and_others_are_refused_by_name() {
+        let best = Isa::best().to_string();
+        for (choice, name) in [
+            (Instructions::Portable, "portable"),
+            (Instructions::Avx2, "avx2"),
+            (Instructions::Avx512, "avx512"),
+        ] {
+            match choice.choose() {
+                Ok(()) => assert_eq!(name, best),
+                Err(error) => {
+                    assert_ne!(name, best);
+                    assert!(error.to_string().contains(&format!("{name:?}")), "{error}");
+                }
+            }
+        }
+        assert!(Instructions::Auto.choose().is_ok());
+    }
 
     #[test]
     fn auto_always_opens_and_cuda_fails_where_it_is_absent() {

@@ -212,6 +212,7 @@ fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learn
 }
 
 fn open_trainer(config: &Config) -> Result<Trainer> {
+    config.run.instructions.choose()?;
     let device = config.run.device.open()?;
     let trainer = Trainer::new(&Recipe {
         plan: &config.encoder.architecture.plan(),

@@ -2,18 +2,23 @@
 //!
 //! To add an encoder:
 //! 1. write `src/encoder/NAME.rs` with a function that returns a [`Plan`];
-//! 2. add `mod NAME;` and a variant to [`Architecture`];
-//! 3. add its row to [`Architecture::plan`];
+//! 2. add `mod NAME;`, and a variant to [`Architecture`] with its name both ways;
+//! 3. add its rows to [`Architecture::ALL`] and [`Architecture::plan`];
 //! 4. run `scripts/test encoder ops`: the contract tests walk [`Architecture::ALL`].
 
+mod architecture;
 mod contiguous;
+mod op;
 mod params;
 mod plan;
 mod resnet;
+mod vit;
 
+pub use architecture::{Architecture, Patch, Stem, UnknownArchitecture};
 pub use contiguous::{HostMoments, HostParams, load_named, named};
+pub use op::{Geometry, Op, Value};
 pub use params::{Array, NamedArrays, Params, RunningMoments};
-pub use plan::{Geometry, Init, MomentsSpec, Op, Plan, Value, WeightSpec};
+pub use plan::{Init, MomentsSpec, Plan, WeightSpec};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,43 +26,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The architecture: `slim-resnet` (2.8 million weights, for a CPU) or `resnet18` (11 million).
+    /// The architecture: `slim-resnet` (2.8 million weights, for a CPU), `resnet18` (11 million),
+    /// `resnet50` (24 million), the last two with `-imagenet` at the end for images of 100 pixels
+    /// and more; `vit-tiny-patchP` (5.5 million) or `vit-small-patchP` (22 million), which cut
+    /// images into patches of P pixels.
     pub architecture: Architecture,
-}
-
-/// The encoders there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Architecture {
-    /// ResNet-18's shape at widths 32-64-128-256.
-    #[default]
-    SlimResnet,
-    /// ResNet-18 with the stem for small images.
-    Resnet18,
-}
-
-impl Architecture {
-    /// Every kind, for tests that walk them.
-    pub const ALL: [Self; 2] = [Self::SlimResnet, Self::Resnet18];
-
-    /// The name in configuration and in snapshots.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SlimResnet => "slim-resnet",
-            Self::Resnet18 => "resnet18",
-        }
-    }
-
-    /// The kind of this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-
-    /// Its operations.
-    pub fn plan(self) -> Plan {
-        match self {
-            Self::SlimResnet => resnet::small_image_resnet(self.name(), [32, 64, 128, 256]),
-            Self::Resnet18 => resnet::small_image_resnet(self.name(), [64, 128, 256, 512]),
-        }
-    }
 }

@@ -131,12 +131,17 @@ fn initial_values(spec: &WeightSpec, seed: u64, counters: [u64; 2]) -> Vec<f32> 
     match spec.init {
         Init::Zeros => vec![0.0; len],
         Init::Ones => vec![1.0; len],
-        Init::HeNormal { fan } => {
-            let mut rng = seed::rng(seed, Purpose::Init, &counters);
-            let std = (2.0 / fan as f32).sqrt();
-            (0..len).map(|_| std * standard_normal(&mut rng)).collect()
+        Init::HeNormal { fan } => normal(len, 2.0 / fan as f32, seed, counters),
+        Init::GlorotNormal { inputs, outputs } => {
+            normal(len, 2.0 / (inputs + outputs) as f32, seed, counters)
         }
     }
+}
+
+fn normal(len: usize, variance: f32, seed: u64, counters: [u64; 2]) -> Vec<f32> {
+    let mut rng = seed::rng(seed, Purpose::Init, &counters);
+    let std = variance.sqrt();
+    (0..len).map(|_| std * standard_normal(&mut rng)).collect()
 }
 
 /// Box and Muller's transform.

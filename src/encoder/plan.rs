@@ -3,28 +3,7 @@
 //! A plan owns no numbers. [`Params`](super::Params) hold them, and the interpreters in
 //! [`ops`](crate::ops) compute.
 
-/// The output of one operation; `Value(0)` is the images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Value(pub usize);
-
-/// How a square window moves over an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Geometry {
-    /// Side of the window, at least 1.
-    pub kernel: usize,
-    /// Distance of neighbouring windows, at least 1.
-    pub stride: usize,
-    /// Zeros put around the image.
-    pub padding: usize,
-}
-
-impl Geometry {
-    /// Windows along a side of `side` pixels, or `None` if not one fits.
-    pub fn output_side(&self, side: usize) -> Option<usize> {
-        let free = (side + 2 * self.padding).checked_sub(self.kernel)?;
-        Some(free.checked_div(self.stride)? + 1)
-    }
-}
+use super::op::{Geometry, Op, Value};
 
 /// How a weight starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +16,14 @@ pub enum Init {
     HeNormal {
         /// Inputs (or outputs) that a unit sums over.
         fan: usize,
+    },
+    /// Normal with variance 2 / (`inputs` + `outputs`) (Glorot and Bengio 2010, "Understanding the
+    /// difficulty of training deep feedforward neural networks", eq. 12).
+    GlorotNormal {
+        /// Inputs of the layer.
+        inputs: usize,
+        /// Outputs of the layer.
+        outputs: usize,
     },
 }
 
@@ -62,58 +49,6 @@ pub struct MomentsSpec {
     pub name: String,
     /// Channels.
     pub channels: usize,
-}
-
-/// One step of a plan. Weights are indices into [`Plan::weights`].
-#[derive(Clone, Debug, PartialEq)]
-pub enum Op {
-    /// `[N, H, W, C]` to `[N, H', W', O]`; weight `[K, K, C, O]`.
-    Convolution {
-        /// What is convolved.
-        input: Value,
-        /// Index of the kernel.
-        weight: usize,
-        /// Its window.
-        geometry: Geometry,
-    },
-    /// Batch norm, then an optional residual, then an optional ReLU.
-    BatchNorm {
-        /// What is normalised, `[N, H, W, C]`.
-        input: Value,
-        /// Index of the scale `[C]`.
-        gamma: usize,
-        /// Index of the shift `[C]`.
-        beta: usize,
-        /// Index into [`Plan::moments`].
-        moments: usize,
-        /// Added after the norm, `[N, H, W, C]`.
-        residual: Option<Value>,
-        /// Whether negative sums become zero.
-        relu: bool,
-    },
-    /// 3x3 maximum of stride 2, padding 1.
-    MaxPool {
-        /// What is pooled.
-        input: Value,
-    },
-    /// `[N, H, W, C]` to `[N, C]`.
-    GlobalAveragePool {
-        /// What is pooled.
-        input: Value,
-    },
-}
-
-impl Op {
-    /// The values that it reads.
-    pub fn reads(&self) -> impl Iterator<Item = Value> + use<> {
-        let (input, residual) = match *self {
-            Self::Convolution { input, .. }
-            | Self::MaxPool { input }
-            | Self::GlobalAveragePool { input } => (input, None),
-            Self::BatchNorm { input, residual, .. } => (input, residual),
-        };
-        [Some(input), residual].into_iter().flatten()
-    }
 }
 
 /// An encoder's operations, in order; the last one's output is the features `[N, D]`.
@@ -178,15 +113,8 @@ impl Plan {
         residual: Option<Value>,
         relu: bool,
     ) -> Value {
-        let spec = |suffix: &str, init| WeightSpec {
-            name: format!("{name}.{suffix}"),
-            shape: vec![channels],
-            init,
-            decay: false,
-            adapt: false,
-        };
-        let gamma = self.weight(spec("gamma", Init::Ones));
-        let beta = self.weight(spec("beta", Init::Zeros));
+        let gamma = self.vector(format!("{name}.gamma"), channels, Init::Ones);
+        let beta = self.vector(format!("{name}.beta"), channels, Init::Zeros);
         self.moments.push(MomentsSpec { name: name.to_owned(), channels });
         let moments = self.moments.len() - 1;
         self.push(Op::BatchNorm { input, gamma, beta, moments, residual, relu })
@@ -195,6 +123,54 @@ impl Plan {
     /// Adds the ImageNet stem's maximum.
     pub fn max_pool(&mut self, input: Value) -> Value {
         self.push(Op::MaxPool { input })
+    }
+
+    /// Adds a product by a matrix `[I, O]`, with a bias and what is added to it.
+    pub fn linear(
+        &mut self,
+        name: &str,
+        input: Value,
+        [inputs, outputs]: [usize; 2],
+        residual: Option<Value>,
+    ) -> Value {
+        let weight = self.weight(WeightSpec {
+            name: format!("{name}.weight"),
+            shape: vec![inputs, outputs],
+            init: Init::GlorotNormal { inputs, outputs },
+            decay: true,
+            adapt: true,
+        });
+        let bias = self.vector(format!("{name}.bias"), outputs, Init::Zeros);
+        self.push(Op::Linear { input, weight, bias, residual })
+    }
+
+    /// Adds a product that makes queries, keys and values of `width` channels, and attention among
+    /// them.
+    pub fn attention(&mut self, name: &str, input: Value, width: usize, heads: usize) -> Value {
+        let joined = self.linear(name, input, [width, 3 * width], None);
+        // Three matrices of their own, stored side by side.
+        if let Some(Op::Linear { weight, .. }) = self.ops.last() {
+            self.weights[*weight].init = Init::GlorotNormal { inputs: width, outputs: width };
+        }
+        self.push(Op::Attention { input: joined, heads })
+    }
+
+    /// Adds a layer norm of `channels`.
+    pub fn layer_norm(&mut self, name: &str, input: Value, channels: usize) -> Value {
+        let gamma = self.vector(format!("{name}.gamma"), channels, Init::Ones);
+        let beta = self.vector(format!("{name}.beta"), channels, Init::Zeros);
+        self.push(Op::LayerNorm { input, gamma, beta })
+    }
+
+    /// Adds a GELU.
+    pub fn gelu(&mut self, input: Value) -> Value {
+        self.push(Op::Gelu { input })
+    }
+
+    /// Adds a bias and the positions of pixels of `channels`.
+    pub fn positions(&mut self, name: &str, input: Value, channels: usize) -> Value {
+        let bias = self.vector(format!("{name}.bias"), channels, Init::Zeros);
+        self.push(Op::Positions { input, bias })
     }
 
     /// Ends the plan: features are the mean over pixels of `input`, `channels` long.
@@ -223,6 +199,12 @@ impl Plan {
             }
         }
         first
+    }
+
+    /// A scale, shift or bias.
+    fn vector(&mut self, name: String, channels: usize, init: Init) -> usize {
+        let shape = vec![channels];
+        self.weight(WeightSpec { name, shape, init, decay: false, adapt: false })
     }
 
     fn weight(&mut self, spec: WeightSpec) -> usize {

@@ -1,82 +1,133 @@
-//! Residual networks with basic blocks (He et al., "Deep Residual Learning for Image
-//! Recognition", arXiv 1512.03385, sections 3.3 and 4.2).
+//! Residual networks (He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385,
+//! sections 3.3 and 4.1, table 1), with basic or bottleneck blocks.
 //!
 //! Differs from the paper: the small-image stem is SimCLR's (arXiv 2002.05709, appendix B.9), a
 //! 3x3 convolution of stride 1 and no max pool; shortcuts that change shape are 1x1 convolutions
-//! (the paper's option B).
+//! (the paper's option B); a bottleneck strides in its 3x3 convolution, as torchvision's does,
+//! instead of its first.
 
-use super::plan::{Geometry, Plan, Value};
+use super::Stem;
+use super::op::{Geometry, Value};
+use super::plan::Plan;
 
-const BLOCKS_PER_STAGE: usize = 2;
+/// How many times wider than its inner convolution a bottleneck's output is.
+const EXPANSION: usize = 4;
 
-/// A ResNet-18 of the given stage widths for small images.
-pub(super) fn small_image_resnet(architecture: &str, widths: [usize; 4]) -> Plan {
+/// The residual block of every stage.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Block {
+    /// Two 3x3 convolutions.
+    Basic,
+    /// 1x1, 3x3 and 1x1 convolutions, the last [`EXPANSION`] times as wide.
+    Bottleneck,
+}
+
+/// A network of four stages, each of `blocks` at its `widths`.
+pub(super) fn resnet(
+    architecture: &str,
+    stem: Stem,
+    block: Block,
+    blocks: [usize; 4],
+    widths: [usize; 4],
+) -> Plan {
     let mut plan = Plan::new(architecture);
-    let geometry = Geometry { kernel: 3, stride: 1, padding: 1 };
-    let images = plan.images();
-    let stem = plan.convolution("stem", images, [3, widths[0]], geometry);
-    let mut value = plan.batch_norm("stem.norm", stem, widths[0], None, true);
+    let mut value = add_stem(&mut plan, stem, widths[0]);
     let mut channels = widths[0];
-    for (stage, width) in widths.into_iter().enumerate() {
-        for block in 0..BLOCKS_PER_STAGE {
-            let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-            let name = format!("stage{}.block{}", stage + 1, block + 1);
-            value = basic_block(&mut plan, &name, value, [channels, width], stride);
-            channels = width;
+    for (stage, (n_blocks, width)) in blocks.into_iter().zip(widths).enumerate() {
+        for index in 0..n_blocks {
+            let stride = if stage > 0 && index == 0 { 2 } else { 1 };
+            let name = format!("stage{}.block{}", stage + 1, index + 1);
+            let outputs = if block == Block::Basic { width } else { EXPANSION * width };
+            let shortcut = shortcut(&mut plan, &name, value, [channels, outputs], stride);
+            let layers = match block {
+                Block::Basic => vec![(width, window(3, stride)), (width, window(3, 1))],
+                Block::Bottleneck => {
+                    vec![(width, window(1, 1)), (width, window(3, stride)), (outputs, window(1, 1))]
+                }
+            };
+            value = residual_block(&mut plan, &name, value, channels, &layers, shortcut);
+            channels = outputs;
         }
     }
     plan.global_average_pool(value, channels);
     plan
 }
 
-/// Two 3x3 convolutions, each with its norm, around a shortcut.
-fn basic_block(
+fn window(kernel: usize, stride: usize) -> Geometry {
+    Geometry { kernel, stride, padding: kernel / 2 }
+}
+
+fn add_stem(plan: &mut Plan, stem: Stem, width: usize) -> Value {
+    let geometry = match stem {
+        Stem::SmallImage => window(3, 1),
+        Stem::Imagenet => window(7, 2),
+    };
+    let convolved = plan.convolution("stem", plan.images(), [3, width], geometry);
+    let normed = plan.batch_norm("stem.norm", convolved, width, None, true);
+    match stem {
+        Stem::SmallImage => normed,
+        Stem::Imagenet => plan.max_pool(normed),
+    }
+}
+
+/// The input itself, or its projection where a block changes its shape.
+fn shortcut(
     plan: &mut Plan,
     name: &str,
     input: Value,
     [channels_in, channels_out]: [usize; 2],
     stride: usize,
 ) -> Value {
-    let window = |stride| Geometry { kernel: 3, stride, padding: 1 };
-    let shortcut = if stride == 1 && channels_in == channels_out {
-        input
-    } else {
-        let geometry = Geometry { kernel: 1, stride, padding: 0 };
-        let name = format!("{name}.shortcut");
-        let projected = plan.convolution(&name, input, [channels_in, channels_out], geometry);
-        plan.batch_norm(&format!("{name}.norm"), projected, channels_out, None, false)
-    };
-    let conv1 = format!("{name}.conv1");
-    let inner = plan.convolution(&conv1, input, [channels_in, channels_out], window(stride));
-    let inner = plan.batch_norm(&format!("{conv1}.norm"), inner, channels_out, None, true);
-    let conv2 = format!("{name}.conv2");
-    let outer = plan.convolution(&conv2, inner, [channels_out, channels_out], window(1));
-    plan.batch_norm(&format!("{conv2}.norm"), outer, channels_out, Some(shortcut), true)
+    if stride == 1 && channels_in == channels_out {
+        return input;
+    }
+    let name = format!("{name}.shortcut");
+    let projected = plan.convolution(&name, input, [channels_in, channels_out], window(1, stride));
+    plan.batch_norm(&format!("{name}.norm"), projected, channels_out, None, false)
+}
+
+/// Convolutions, each with its norm; the last norm adds the shortcut.
+fn residual_block(
+    plan: &mut Plan,
+    name: &str,
+    input: Value,
+    channels: usize,
+    layers: &[(usize, Geometry)],
+    shortcut: Value,
+) -> Value {
+    let (mut value, mut channels) = (input, channels);
+    for (index, &(width, geometry)) in layers.iter().enumerate() {
+        let name = format!("{name}.conv{}", index + 1);
+        let convolved = plan.convolution(&name, value, [channels, width], geometry);
+        let residual = (index + 1 == layers.len()).then_some(shortcut);
+        value = plan.batch_norm(&format!("{name}.norm"), convolved, width, residual, true);
+        channels = width;
+    }
+    value
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encoder::Architecture;
 
     fn n_weights(plan: &Plan) -> usize {
         plan.weights.iter().map(|w| w.shape.iter().product::<usize>()).sum()
     }
 
     #[test]
-    fn resnet18_has_the_published_number_of_weights() {
-        // torchvision's resnet18 without its classifier has 11,176,512; its 7x7 stem has
-        // 64 * 3 * 49 = 9,408 weights and ours 64 * 3 * 9 = 1,728.
-        let plan = small_image_resnet("resnet18", [64, 128, 256, 512]);
-        assert_eq!(n_weights(&plan), 11_176_512 - 9_408 + 1_728);
-        assert_eq!(plan.feature_dim, 512);
-    }
-
-    #[test]
-    fn names_are_unique() {
-        let plan = small_image_resnet("slim", [32, 64, 128, 256]);
-        let mut names: Vec<_> = plan.weights.iter().map(|w| &w.name).collect();
-        names.sort();
-        names.dedup();
-        assert_eq!(names.len(), plan.weights.len());
+    fn they_have_the_published_number_of_weights() {
+        // torchvision's, without their classifiers.
+        for (architecture, published, features) in [
+            (Architecture::Resnet18(Stem::Imagenet), 11_176_512, 512),
+            (Architecture::Resnet50(Stem::Imagenet), 23_508_032, 2048),
+        ] {
+            let plan = architecture.plan();
+            assert_eq!(n_weights(&plan), published, "{architecture}");
+            assert_eq!(plan.feature_dim, features);
+        }
+        // The 7x7 stem has 64 * 3 * 49 weights, the 3x3 one 64 * 3 * 9.
+        let small = Architecture::Resnet18(Stem::SmallImage).plan();
+        assert_eq!(n_weights(&small), 11_176_512 - 9_408 + 1_728);
     }
 }

@@ -14,9 +14,11 @@
 //! - Beside each fast path stands the same formula composed of candle's own operations: what other
 //!   devices run, and the oracle of the tests.
 //!
-//! To add an operation: the loops in `cpu/NAME.rs`, the node and its composed twin in
-//! `candle/NAME.rs`, one `pub mod` row in `candle/mod.rs`, its arms in `native/tape.rs` (forward),
-//! `native/tape/backward.rs` and `native/served.rs`, and tests of one against the other.
+//! To add an operation: its variant in `encoder/op.rs`; the composed twin in `candle/NAME.rs`, with
+//! its arm in `candle/interpreter.rs`; its size in `native/sizes.rs`, its loops, what they keep in
+//! `native/tape/state.rs` and `native/served/layout.rs`, its arms in `native/tape.rs` (forward),
+//! `native/tape/backward.rs` and `native/served.rs`; an architecture that uses it, whose tests hold
+//! one interpreter against the other.
 
 pub use crate::encoder::Geometry;
 
@@ -25,8 +27,11 @@ use std::thread::LocalKey;
 
 pub mod candle;
 mod cpu;
+pub mod isa;
+mod matrix;
 mod multiply;
 pub mod native;
+mod positions;
 mod simd;
 pub mod update;
 

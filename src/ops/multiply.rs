@@ -1,39 +1,8 @@
 //! The one door to the `gemm` crate: a matrix product whose bounds are checked, so that callers
 //! stay safe code.
 
+use super::matrix::{Matrix, MatrixMut, check};
 use gemm::Parallelism;
-
-/// A strided view of a flat slice as a matrix.
-#[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a> Matrix<'a> {
-    /// `data` as `[rows, columns]`, row after row.
-    ///
-    /// # Panics
-    /// If `data` has another length.
-    pub(crate) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
-        assert_eq!(data.len(), rows * columns, "a {rows} x {columns} matrix");
-        Self { data, rows, columns, row_stride: columns, column_stride: 1 }
-    }
-
-    /// The transposed view of the same numbers.
-    pub(crate) fn transposed(self) -> Self {
-        Self {
-            data: self.data,
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-        }
-    }
-}
 
 /// What becomes of the numbers that are in the output already.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,38 +13,43 @@ pub(crate) enum Output {
     Add,
 }
 
-/// `out (+)= left * right`, `out` being `[left.rows, right.columns]`, row after row.
+/// `out (+)= left * right`, `out` being `[left.rows, right.columns]`.
 ///
 /// It runs on the calling thread alone: callers split their work in a way that does not depend on
 /// the number of threads.
 ///
 /// # Panics
 /// If the three shapes do not fit.
-pub(crate) fn multiply(out: &mut [f32], output: Output, left: Matrix<'_>, right: Matrix<'_>) {
-    assert_eq!(left.columns, right.rows, "inner dimensions");
-    assert_eq!(out.len(), left.rows * right.columns, "output of a product");
-    if out.is_empty() {
+pub(crate) fn multiply(
+    mut out: MatrixMut<'_>,
+    output: Output,
+    left: Matrix<'_>,
+    right: Matrix<'_>,
+) {
+    check(&out, left, right);
+    if out.rows() * out.columns() == 0 {
         return;
     }
-    // SAFETY: `Matrix::new` checked that every index of each operand lies in its slice (transposing
-    // only swaps the strides), and the assertion above does so for `out`, which is borrowed
+    let out_stride = out.row_stride();
+    // SAFETY: the matrices' constructors checked that every index of each lies in its slice
+    // (transposing only swaps the strides), and that rows of `out` do not overlap. `out` is borrowed
     // mutably and therefore overlaps neither operand. Strides are element counts of real slices,
     // so they fit isize.
     unsafe {
         gemm::gemm(
-            left.rows,
-            right.columns,
-            left.columns,
-            out.as_mut_ptr(),
+            left.rows(),
+            right.columns(),
+            left.columns(),
+            out.data_mut().as_mut_ptr(),
             1,
-            right.columns as isize,
+            out_stride as isize,
             output == Output::Add,
-            left.data.as_ptr(),
-            left.column_stride as isize,
-            left.row_stride as isize,
-            right.data.as_ptr(),
-            right.column_stride as isize,
-            right.row_stride as isize,
+            left.data().as_ptr(),
+            left.column_stride() as isize,
+            left.row_stride() as isize,
+            right.data().as_ptr(),
+            right.column_stride() as isize,
+            right.row_stride() as isize,
             1.0,
             1.0,
             false,
@@ -107,7 +81,8 @@ mod tests {
                         else { Matrix::new(&b, inner, columns) };
             let before = ramp(rows * columns);
             let mut out = before.clone();
-            multiply(&mut out, if add { Output::Add } else { Output::Replace }, left, right);
+            let target = MatrixMut::new(&mut out, rows, columns);
+            multiply(target, if add { Output::Add } else { Output::Replace }, left, right);
             for r in 0..rows {
                 for c in 0..columns {
                     let mut expected = if add { before[r * columns + c] } else { 0.0 };
@@ -122,11 +97,27 @@ mod tests {
         }
     }
 
+    /// A product of columns out of the middle of wider rows, into others.
+    #[test]
+    fn rows_of_wider_matrices_keep_what_lies_between_them() {
+        let (a, b) = (ramp(3 * 7), ramp(4 * 9));
+        let (left, right) = (Matrix::strided(&a[2..], 3, 4, 7), Matrix::strided(&b[1..], 4, 5, 9));
+        let before = ramp(3 * 8);
+        let mut out = before.clone();
+        multiply(MatrixMut::strided(&mut out[3..], 3, 5, 8), Output::Replace, left, right);
+        for (at, (&found, &before)) in out.iter().zip(&before).enumerate() {
+            let (row, column) = (at / 8, at % 8);
+            let product = |c: usize| (0..4).map(|i| a[2 + row * 7 + i] * b[1 + i * 9 + c]).sum();
+            let expected = if column < 3 { before } else { product(column - 3) };
+            assert_eq!(found, expected, "row {row}, column {column}");
+        }
+    }
+
     #[test]
     #[should_panic(expected = "inner dimensions")]
     fn refuses_operands_that_do_not_fit() {
         let data = [0.0; 6];
         let (left, right) = (Matrix::new(&data, 2, 3), Matrix::new(&data, 2, 3));
-        multiply(&mut [0.0; 6], Output::Replace, left, right);
+        multiply(MatrixMut::new(&mut [0.0; 6], 2, 3), Output::Replace, left, right);
     }
 }

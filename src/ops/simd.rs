@@ -1,85 +1,75 @@
 //! Plain loops compiled for the vector instructions of the processor they run on.
 //!
 //! The x86-64 baseline is SSE2. Each loop here is written once, in safe code, and compiled three
-//! times: as it is, for AVX2 and for AVX-512. Which one runs is decided at run time by a
-//! [`Level`], which can only be had for instructions that this processor has; that is the whole
+//! times: as it is, for AVX2 and for AVX-512. Which one runs is decided at run time by an
+//! [`Isa`], which can only be had for instructions that this processor has; that is the whole
 //! safety contract of the file.
 //!
-//! No loop fuses a product with a sum and none sums across lanes, so every level gives the same
-//! bits; the portable one is the oracle of the tests.
+//! No loop fuses a product with a sum, and those that sum a row do so by [`LANES`] partial sums in
+//! one fixed order, so every instruction set gives the same bits; the portable one is the oracle of
+//! the tests.
 
+use super::isa::{Isa, Set};
 use super::update::{AdamW, Sgd};
-use std::sync::OnceLock;
 
-/// The instructions a loop is run with.
-///
-/// Invariant: a value other than [`Level::PORTABLE`] exists only after its instructions were
-/// detected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Level(Set);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Set {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Level {
-    /// What the target's baseline offers.
-    pub(crate) const PORTABLE: Self = Self(Set::Portable);
-
-    /// Every level this processor has, best last.
-    pub(crate) fn available() -> Vec<Self> {
-        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "only x86-64 adds"))]
-        let mut levels = vec![Self::PORTABLE];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") {
-                levels.push(Self(Set::Avx2));
-            }
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-                levels.push(Self(Set::Avx512));
-            }
-        }
-        levels
-    }
-
-    /// The best of [`Level::available`], detected once.
-    pub(crate) fn best() -> Self {
-        static BEST: OnceLock<Level> = OnceLock::new();
-        *BEST.get_or_init(|| Self::available().pop().unwrap_or(Self::PORTABLE))
-    }
-}
-
-/// Compiles each safe function once per level and puts a `level: Level` in front of its arguments.
+/// Compiles each safe function once per instruction set and puts an `isa: Isa` in front of its arguments.
 macro_rules! at_every_level {
-    ($($(#[$attribute:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block)*) => {
+    ($($(#[$attribute:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?)
+        $(-> $result:ty)? $body:block)*) => {
         $($(#[$attribute])*
         #[expect(clippy::allow_attributes, reason = "only some of these functions are as wide")]
         #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its buffers")]
-        pub(crate) fn $name(level: Level, $($argument: $type),*) {
+        pub(crate) fn $name(isa: Isa, $($argument: $type),*) $(-> $result)? {
             #[inline(always)]
-            fn portable($($argument: $type),*) $body
+            fn portable($($argument: $type),*) $(-> $result)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2")]
-            fn avx2($($argument: $type),*) { portable($($argument),*) }
+            fn avx2($($argument: $type),*) $(-> $result)? { portable($($argument),*) }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl")]
-            fn avx512($($argument: $type),*) { portable($($argument),*) }
-            match level.0 {
+            fn avx512($($argument: $type),*) $(-> $result)? { portable($($argument),*) }
+            match isa.set() {
                 Set::Portable => portable($($argument),*),
-                // SAFETY: a `Level` of this set exists only where AVX2 was detected.
+                // SAFETY: an `Isa` of this set exists only where AVX2 was detected.
                 #[cfg(target_arch = "x86_64")]
                 Set::Avx2 => unsafe { avx2($($argument),*) },
-                // SAFETY: a `Level` of this set exists only where AVX-512 F and VL were detected.
+                // SAFETY: an `Isa` of this set exists only where AVX-512 F and VL were detected.
                 #[cfg(target_arch = "x86_64")]
                 Set::Avx512 => unsafe { avx512($($argument),*) },
             }
         })*
     };
+}
+
+pub(crate) mod tokens;
+
+/// Partial sums of a row.
+const LANES: usize = 16;
+
+/// The sum of `term` over the elements of `operands`, which are equally long.
+#[inline(always)]
+fn sum<const N: usize>(operands: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
+    let length = operands.iter().map(|operand| operand.len()).min().unwrap_or(0);
+    let whole = length / LANES * LANES;
+    let mut lanes = [0.0; LANES];
+    for start in (0..whole).step_by(LANES) {
+        // One check for all lanes, so that their loop becomes vectors.
+        let chunks = operands.map(|operand| &operand[start..start + LANES]);
+        for (lane, total) in lanes.iter_mut().enumerate() {
+            *total += term(chunks.map(|chunk| chunk[lane]));
+        }
+    }
+    for (lane, total) in lanes.iter_mut().enumerate().take(length - whole) {
+        *total += term(operands.map(|operand| operand[whole + lane]));
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 /// `gradient` where the rectifier let the value through, zero elsewhere; an output that is not a
@@ -224,11 +214,17 @@ at_every_level! {
         }
     }
 
+    /// The sum of squares.
+    fn sum_of_squares(x: &[f32]) -> f32 {
+        sum([x], |[x]| x * x)
+    }
+
     /// One step of [`update::sgd`](crate::ops::update::sgd).
     fn sgd(rule: Sgd, weights: &mut [f32], velocity: &mut [f32], gradient: &[f32]) {
         let state = weights.iter_mut().zip(velocity);
         for ((weight, velocity), &gradient) in state.zip(gradient) {
-            *velocity = rule.momentum * *velocity + (gradient + rule.decay * *weight);
+            let direction = gradient + rule.decay * *weight;
+            *velocity = rule.momentum * *velocity + rule.trust * direction;
             *weight -= rule.rate * *velocity;
         }
     }
@@ -284,7 +280,7 @@ mod tests {
     }
 
     /// Every loop once at `level`, its outputs one after another.
-    fn run(level: Level, rows: usize, channels: usize) -> Vec<f32> {
+    fn run(isa: Isa, rows: usize, channels: usize) -> Vec<f32> {
         let length = rows * channels;
         let (x, y, dy) = (values(1, length), values(2, length), values(3, length));
         let (mean, scale) = (values(4, channels), values(5, channels));
@@ -295,49 +291,50 @@ mod tests {
             work(&mut out);
             all.extend(out);
         };
-        out(&|out| add(level, out, &x));
-        out(&|out| affine(level, &x, &mean, &scale, 0.0, out));
-        out(&|out| affine_onto(level, &x, &mean, &scale, f32::NEG_INFINITY, &dy, out));
-        out(&|out| combine(level, &x, &dy, &coefficients, out));
-        out(&|out| combine_passed(level, &x, &y, &dy, &coefficients, out));
-        out(&|out| combine_in_place(level, &x, &coefficients, out));
-        out(&|out| pass(level, &y, &dy, out));
-        out(&|out| pass_in_place(level, &y, out));
-        out(&|out| raise(level, out, &x));
-        let rule = Sgd { rate: 0.1, momentum: 0.9, decay: 0.01 };
-        out(&|out| sgd(level, rule, out, &mut dy.clone(), &x));
-        out(&|out| sgd(level, rule, &mut dy.clone(), out, &x));
+        out(&|out| add(isa, out, &x));
+        out(&|out| affine(isa, &x, &mean, &scale, 0.0, out));
+        out(&|out| affine_onto(isa, &x, &mean, &scale, f32::NEG_INFINITY, &dy, out));
+        out(&|out| combine(isa, &x, &dy, &coefficients, out));
+        out(&|out| combine_passed(isa, &x, &y, &dy, &coefficients, out));
+        out(&|out| combine_in_place(isa, &x, &coefficients, out));
+        out(&|out| pass(isa, &y, &dy, out));
+        out(&|out| pass_in_place(isa, &y, out));
+        out(&|out| raise(isa, out, &x));
+        let rule = Sgd { rate: 0.1, momentum: 0.9, decay: 0.01, trust: 0.7 };
+        out(&|out| sgd(isa, rule, out, &mut dy.clone(), &x));
+        out(&|out| sgd(isa, rule, &mut dy.clone(), out, &x));
         let (beta1, beta2, epsilon, decay) = (0.9, 0.999, 1e-8, 0.1);
         let (rate, mean_scale, square_scale) = (0.1, 2.0, 3.0);
         let rule = AdamW { rate, beta1, beta2, epsilon, decay, mean_scale, square_scale };
-        out(&|out| adamw(level, rule, out, &mut dy.clone(), &mut y.clone(), &x));
-        out(&|out| adamw(level, rule, &mut dy.clone(), out, &mut y.clone(), &x));
-        out(&|out| claim(level, &x, &y, &mut dy.clone(), out));
-        out(&|out| claim(level, &x, &x, out, &mut dy.clone()));
+        out(&|out| adamw(isa, rule, out, &mut dy.clone(), &mut y.clone(), &x));
+        out(&|out| adamw(isa, rule, &mut dy.clone(), out, &mut y.clone(), &x));
+        out(&|out| claim(isa, &x, &y, &mut dy.clone(), out));
+        out(&|out| claim(isa, &x, &x, out, &mut dy.clone()));
+        all.push(sum_of_squares(isa, &mean));
         let mut pair = |work: &dyn Fn(&mut [f32], &mut [f32])| {
             let (mut first, mut second) = (values(8, channels), values(9, channels));
             work(&mut first, &mut second);
             all.extend(first);
             all.extend(second);
         };
-        pair(&|first, second| add_moments(level, &x, &mean, first, second));
-        pair(&|first, second| add_products(level, &x, &dy, &mean, first, second));
-        pair(&|first, second| add_passed_products(level, &x, &y, &dy, &mean, first, second));
+        pair(&|first, second| add_moments(isa, &x, &mean, first, second));
+        pair(&|first, second| add_products(isa, &x, &dy, &mean, first, second));
+        pair(&|first, second| add_passed_products(isa, &x, &y, &dy, &mean, first, second));
         all
     }
 
     proptest! {
         #[test]
         fn every_level_gives_the_portable_bits(rows in 0usize..9, channels in 1usize..70) {
-            let expected = run(Level::PORTABLE, rows, channels);
-            for level in Level::available() {
-                let found = run(level, rows, channels);
+            let expected = run(Isa::PORTABLE, rows, channels);
+            for isa in Isa::available() {
+                let found = run(isa, rows, channels);
                 // Which bits an invalid operation's NaN carries is not specified.
                 for (&found, &expected) in found.iter().zip(&expected) {
                     prop_assert!(
                         found.to_bits() == expected.to_bits()
                             || found.is_nan() && expected.is_nan(),
-                        "{found} is not {expected} at {level:?}"
+                        "{found} is not {expected} at {isa:?}"
                     );
                 }
             }
@@ -346,22 +343,15 @@ mod tests {
 
     #[test]
     fn closed_forms() {
-        let level = Level::best();
+        let isa = Isa::best();
         let mut y = [0.0; 4];
-        affine(level, &[1.0, -1.0, 2.0, f32::NAN], &[2.0, 3.0], &[0.5, 1.0], 0.0, &mut y);
+        affine(isa, &[1.0, -1.0, 2.0, f32::NAN], &[2.0, 3.0], &[0.5, 1.0], 0.0, &mut y);
         assert_eq!(bits(&y[..3]), bits(&[2.5, 0.0, 4.5]));
         assert!(y[3].is_nan(), "a rectifier must not hide divergence");
-        pass(level, &[1.0, 0.0, -1.0, f32::NAN], &[5.0, 6.0, 7.0, 8.0], &mut y);
+        pass(isa, &[1.0, 0.0, -1.0, f32::NAN], &[5.0, 6.0, 7.0, 8.0], &mut y);
         assert_eq!(y, [5.0, 0.0, 0.0, 8.0]);
         let (mut sums, mut squares) = ([0.0; 2], [0.0; 2]);
-        add_moments(level, &[1.0, 2.0, 3.0, 5.0], &[1.0, 1.0], &mut sums, &mut squares);
+        add_moments(isa, &[1.0, 2.0, 3.0, 5.0], &[1.0, 1.0], &mut sums, &mut squares);
         assert_eq!((sums, squares), ([2.0, 5.0], [4.0, 17.0]));
-    }
-
-    #[test]
-    fn the_portable_level_is_always_there_and_the_best_comes_last() {
-        let levels = Level::available();
-        assert_eq!(levels.first(), Some(&Level::PORTABLE));
-        assert_eq!(levels.last(), Some(&Level::best()));
     }
 }

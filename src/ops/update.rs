@@ -1,6 +1,7 @@
 //! Optimiser updates of contiguous weights, each in one pass.
 
-use super::simd::{self, Level};
+use super::isa::Isa;
+use super::simd;
 use rayon::prelude::*;
 
 /// Weights a task moves.
@@ -15,6 +16,8 @@ pub struct Sgd {
     pub momentum: f32,
     /// Pull towards zero.
     pub decay: f32,
+    /// What gradient and pull are multiplied by: 1, but for [`lars`].
+    pub trust: f32,
 }
 
 /// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
@@ -36,12 +39,34 @@ pub struct AdamW {
     pub square_scale: f32,
 }
 
-/// `v = momentum v + g + decay w`, then `w -= rate v`.
+/// `v = momentum v + trust (g + decay w)`, then `w -= rate v`.
 pub fn sgd(rule: Sgd, weights: &mut [f32], velocity: &mut [f32], gradient: &[f32]) {
     let pieces = weights.par_chunks_mut(CHUNK).zip(velocity.par_chunks_mut(CHUNK));
     pieces.zip(gradient.par_chunks(CHUNK)).for_each(|((weights, velocity), gradient)| {
-        simd::sgd(Level::best(), rule, weights, velocity, gradient);
+        simd::sgd(Isa::best(), rule, weights, velocity, gradient);
     });
+}
+
+/// [`sgd`] of one layer's weights at `rule.trust` times |w| / (|g| + decay |w|), so that its step is
+/// in proportion to them (LARS: You et al. 2017, arXiv 1708.03888, eq. 6). Where either is zero, the
+/// trust is 1.
+pub fn lars(rule: Sgd, weights: &mut [f32], velocity: &mut [f32], gradient: &[f32]) {
+    let (weights_norm, gradient_norm) = (norm(weights), norm(gradient));
+    let trust = if weights_norm > 0.0 && gradient_norm > 0.0 {
+        let pulled = gradient_norm + f64::from(rule.decay) * weights_norm;
+        (f64::from(rule.trust) * weights_norm / pulled) as f32
+    } else {
+        1.0
+    };
+    sgd(Sgd { trust, ..rule }, weights, velocity, gradient);
+}
+
+/// The Euclidean norm, summed in f64 over pieces of fixed length.
+fn norm(values: &[f32]) -> f64 {
+    const PIECE: usize = 1 << 10;
+    let squares =
+        values.chunks(PIECE).map(|piece| f64::from(simd::sum_of_squares(Isa::best(), piece)));
+    squares.sum::<f64>().sqrt()
 }
 
 /// `m = beta1 m + (1 - beta1) g`, `s = beta2 s + (1 - beta2) g^2`, then
@@ -50,6 +75,6 @@ pub fn adamw(rule: AdamW, weights: &mut [f32], [mean, square]: [&mut [f32]; 2], 
     let state = mean.par_chunks_mut(CHUNK).zip(square.par_chunks_mut(CHUNK));
     let pieces = weights.par_chunks_mut(CHUNK).zip(state);
     pieces.zip(gradient.par_chunks(CHUNK)).for_each(|((weights, (mean, square)), gradient)| {
-        simd::adamw(Level::best(), rule, weights, mean, square, gradient);
+        simd::adamw(Isa::best(), rule, weights, mean, square, gradient);
     });
 }

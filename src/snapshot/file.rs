@@ -6,7 +6,7 @@ use crate::checkpoint::{from_bytes, to_bytes, write_atomically};
 use crate::encoder::{Architecture, HostParams, NamedArrays, Params, Plan};
 use crate::ops::candle::interpreter::forward_inference;
 use crate::ops::native::Served;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -83,7 +83,7 @@ impl Encoded {
     ) -> Result<Self> {
         let definition = Definition {
             format: FORMAT,
-            architecture: architecture.name().to_owned(),
+            architecture: architecture.to_string(),
             preprocess: preprocess.clone(),
         };
         let bytes = to_bytes(DEFINITION_KEY, &serde_json::to_string(&definition)?, arrays)?;
@@ -142,9 +142,7 @@ fn snapshot(
     device: &Device,
 ) -> Result<Snapshot> {
     ensure!(definition.format == FORMAT, "snapshot format {} is unknown", definition.format);
-    let Some(architecture) = Architecture::from_name(&definition.architecture) else {
-        bail!("architecture {} is unknown", definition.architecture)
-    };
+    let architecture: Architecture = definition.architecture.parse()?;
     let plan = architecture.plan();
     let side_px = definition.preprocess.side_px;
     let encoder: Box<dyn Encode> = if device.is_cpu() {

@@ -37,9 +37,20 @@ impl HostOptimizer {
             let decay = |weight_decay: f64| if spec.decay { weight_decay as f32 } else { 0.0 };
             match (&self.config, &mut self.state[..]) {
                 (Config::Sgd { momentum, weight_decay }, [velocity]) => {
-                    let rule =
-                        Sgd { rate, momentum: *momentum as f32, decay: decay(*weight_decay) };
+                    let (momentum, decay) = (*momentum as f32, decay(*weight_decay));
+                    let rule = Sgd { rate, momentum, decay, trust: 1.0 };
                     update::sgd(rule, weights, &mut velocity[range.clone()], gradient);
+                }
+                (Config::Lars { momentum, weight_decay, trust }, [velocity]) => {
+                    let (momentum, decay) = (*momentum as f32, decay(*weight_decay));
+                    let velocity = &mut velocity[range.clone()];
+                    if spec.adapt {
+                        let rule = Sgd { rate, momentum, decay, trust: *trust as f32 };
+                        update::lars(rule, weights, velocity, gradient);
+                    } else {
+                        let rule = Sgd { rate, momentum, decay, trust: 1.0 };
+                        update::sgd(rule, weights, velocity, gradient);
+                    }
                 }
                 (Config::AdamW { beta1, beta2, epsilon, weight_decay }, [mean, square]) => {
                     let rule = AdamW {
@@ -115,6 +126,7 @@ mod tests {
         for config in [
             Config::default(),
             Config::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 },
+            Config::Lars { momentum: 0.9, weight_decay: 0.1, trust: 0.02 },
         ] {
             let mut host = HostParams::init(&plan, [1, 0]).unwrap();
             let tensors = Params::init(&plan.weights, &plan.moments, [1, 0], &Device::Cpu).unwrap();

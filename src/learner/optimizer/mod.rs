@@ -29,6 +29,20 @@ pub enum Config {
         #[serde(default = "default_sgd_decay")]
         weight_decay: f64,
     },
+    /// Layer-wise adaptive rates (LARS: You et al., arXiv 1708.03888, eq. 6), for large batches: as
+    /// SGD, but a layer's step is in proportion to its weights: |w| / (|g| + weight_decay |w|) times
+    /// `trust`. Norms and biases neither adapt nor decay (SimCLR, arXiv 2002.05709, appendix B.8).
+    Lars {
+        /// Share of the last step's direction that is kept.
+        #[serde(default = "default_momentum")]
+        momentum: f64,
+        /// Pull towards zero, on weights that decay.
+        #[serde(default = "default_lars_decay")]
+        weight_decay: f64,
+        /// How far a layer moves at rate 1, as a share of its weights.
+        #[serde(default = "default_trust")]
+        trust: f64,
+    },
     /// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
     AdamW {
         /// Decay of the gradient's running mean.
@@ -51,6 +65,12 @@ fn default_momentum() -> f64 {
 }
 fn default_sgd_decay() -> f64 {
     5e-4
+}
+fn default_lars_decay() -> f64 {
+    1e-6
+}
+fn default_trust() -> f64 {
+    1e-3
 }
 fn default_beta1() -> f64 {
     0.9
@@ -85,6 +105,11 @@ impl Config {
                 share("momentum", momentum)?;
                 decay(weight_decay)
             }
+            Self::Lars { momentum, weight_decay, trust } => {
+                share("momentum", momentum)?;
+                within(&key("trust"), trust, 1e-6..=1.0, "from 0.000001 to 1")?;
+                decay(weight_decay)
+            }
             Self::AdamW { beta1, beta2, epsilon, weight_decay } => {
                 share("beta1", beta1)?;
                 share("beta2", beta2)?;
@@ -96,7 +121,7 @@ impl Config {
 
     fn state_names(&self) -> &'static [&'static str] {
         match self {
-            Self::Sgd { .. } => &["momentum"],
+            Self::Sgd { .. } | Self::Lars { .. } => &["momentum"],
             Self::AdamW { .. } => &["mean", "square"],
         }
     }
@@ -116,5 +141,33 @@ fn get_steps(arrays: &NamedArrays) -> Result<u64> {
     match arrays.get(STEPS).and_then(|array| array.values.first()) {
         Some(steps) => Ok(*steps as u64),
         None => bail!("array {STEPS} is missing"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_value_of_any_kind_is_refused_by_key_value_and_what_is_allowed() {
+        for (kind, key, value, allowed) in [
+            ("sgd", "momentum", "1.0", "from 0 to below 1"),
+            ("sgd", "weight_decay", "-0.1", "from 0 to 1"),
+            ("lars", "momentum", "-0.5", "from 0 to below 1"),
+            ("lars", "weight_decay", "1.5", "from 0 to 1"),
+            ("lars", "trust", "2.5", "from 0.000001 to 1"),
+            ("adamw", "beta1", "1.0", "from 0 to below 1"),
+            ("adamw", "beta2", "1.5", "from 0 to below 1"),
+            ("adamw", "epsilon", "0.5", "from 1e-16 to 0.01"),
+            ("adamw", "weight_decay", "1.5", "from 0 to 1"),
+        ] {
+            let config: Config = toml::from_str(&format!("kind = \"{kind}\"\n{key} = {value}"))
+                .expect("a number of the right kind");
+            let message = config.validate().expect_err(key).to_string();
+            let shown = value.trim_end_matches(".0");
+            for part in [&format!("learner.optimizer.{key}"), shown, allowed] {
+                assert!(message.contains(part), "{kind}.{key}: {message}");
+            }
+        }
     }
 }

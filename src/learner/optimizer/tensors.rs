@@ -104,6 +104,13 @@ fn update(
             *velocity = ((&*velocity * momentum)? + direction)?.detach();
             weight.set(&(weight.as_tensor() - (&*velocity * rate)?)?)
         }
+        (Config::Lars { momentum, weight_decay, trust }, [velocity]) => {
+            let decay = if spec.decay { weight_decay } else { 0.0 };
+            let trust = if spec.adapt { trusted(trust, decay, weight, gradient)? } else { 1.0 };
+            let direction = ((gradient + (weight.as_tensor() * decay)?)? * trust)?;
+            *velocity = ((&*velocity * momentum)? + direction)?.detach();
+            weight.set(&(weight.as_tensor() - (&*velocity * rate)?)?)
+        }
         (Config::AdamW { beta1, beta2, epsilon, weight_decay }, [mean, square]) => {
             *mean = ((&*mean * beta1)? + (gradient * (1.0 - beta1))?)?.detach();
             *square = ((&*square * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?.detach();
@@ -117,6 +124,16 @@ fn update(
         }
         (_, state) => bail!("an optimizer state of {} tensors", state.len()),
     }
+}
+
+/// LARS's share of a layer's step; 1 where its weights or their gradient are zero.
+fn trusted(trust: f64, decay: f64, weight: &Tensor, gradient: &Tensor) -> Result<f64> {
+    let norm = |tensor: &Tensor| -> Result<f64> {
+        Ok(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
+    };
+    let (weight, gradient) = (norm(weight)?, norm(gradient)?);
+    let is_moving = weight > 0.0 && gradient > 0.0;
+    Ok(if is_moving { trust * weight / (gradient + decay * weight) } else { 1.0 })
 }
 
 #[cfg(test)]

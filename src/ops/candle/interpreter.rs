@@ -1,6 +1,7 @@
 //! Runs a [`Plan`] on candle tensors: with autograd to train, without to serve.
 
 use super::{BATCH_NORM_EPSILON, Moments, Normalisation, average_pool, batch_norm};
+use super::{add_positions, attention, gelu, layer_norm, linear};
 use super::{batch_norm_inference, convolution, max_pool};
 use crate::encoder::{Op, Params, Plan, Value};
 use candle_core::{Result, Tensor, bail};
@@ -65,15 +66,29 @@ fn run(
             Some(Some(tensor)) => Ok(tensor.clone()),
             _ => bail!("operation {index} reads value {at}, which is not there"),
         };
+        let weight = |weight: usize| params.weights[weight].as_tensor();
         let output = match *op {
-            Op::Convolution { input, weight, geometry } => {
-                convolution(&value(input)?, &params.weights[weight], geometry)?
+            Op::Convolution { input, weight: kernel, geometry } => {
+                convolution(&value(input)?, weight(kernel), geometry)?
             }
             Op::BatchNorm { input, gamma, beta, moments, residual, relu } => {
                 let residual = residual.map(value).transpose()?;
                 let op = NormOp { gamma, beta, moments, relu };
                 norm(&op, &value(input)?, residual.as_ref())?
             }
+            Op::Linear { input, weight: matrix, bias, residual } => {
+                let product = linear(&value(input)?, weight(matrix), weight(bias))?;
+                match residual {
+                    Some(residual) => (product + value(residual)?)?,
+                    None => product,
+                }
+            }
+            Op::LayerNorm { input, gamma, beta } => {
+                layer_norm(&value(input)?, weight(gamma), weight(beta))?
+            }
+            Op::Gelu { input } => gelu(&value(input)?)?,
+            Op::Attention { input, heads } => attention(&value(input)?, heads)?,
+            Op::Positions { input, bias } => add_positions(&value(input)?, weight(bias))?,
             Op::MaxPool { input } => max_pool(&value(input)?)?,
             Op::GlobalAveragePool { input } => average_pool(&value(input)?)?,
         };

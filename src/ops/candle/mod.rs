@@ -12,13 +12,18 @@ pub mod norm;
 #[cfg(test)]
 mod oracle;
 pub mod pool;
+pub mod tokens;
 
 pub use convolution::convolution;
 pub use norm::{Moments, Normalisation, batch_norm, batch_norm_inference};
 pub use pool::{average_pool, max_pool};
+pub use tokens::{add_positions, attention, gelu, layer_norm, linear};
 
 /// Added to variances before their root; PyTorch's default.
 pub const BATCH_NORM_EPSILON: f64 = 1e-5;
+
+/// The same in a layer norm; that of the vision transformers of timm and DINO.
+pub const LAYER_NORM_EPSILON: f64 = 1e-6;
 
 /// The numbers of a contiguous argument of a custom node.
 fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

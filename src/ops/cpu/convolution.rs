@@ -13,8 +13,10 @@
 //! with the weight turned round, which saves adding columns back.
 
 use crate::ops::Geometry;
-use crate::ops::multiply::{Matrix, Output, multiply};
-use crate::ops::simd::{self, Level};
+use crate::ops::isa::Isa;
+use crate::ops::matrix::{Matrix, MatrixMut};
+use crate::ops::multiply::{Output, multiply};
+use crate::ops::simd;
 use crate::ops::with_scratch;
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -130,14 +132,14 @@ impl Shape {
     /// Adds the columns of `pixels` to where they were gathered from; `dx` starts at float `origin`
     /// of the images.
     fn scatter(&self, columns: &[f32], pixels: Range<usize>, origin: usize, dx: &mut [f32]) {
-        let level = Level::best();
+        let isa = Isa::best();
         let mut taps_of_rows = columns.chunks_exact(self.tap_row());
         for pixel in pixels {
             for (tap_row, taps) in (0..self.geometry.kernel).zip(&mut taps_of_rows) {
                 let Some(seen) = self.overlap(pixel, tap_row) else { continue };
                 let (first, end) = (seen.taps.start * self.channels, seen.taps.end * self.channels);
                 let target = &mut dx[seen.start - origin..][..end - first];
-                simd::add(level, target, &taps[first..end]);
+                simd::add(isa, target, &taps[first..end]);
             }
         }
     }
@@ -165,6 +167,7 @@ pub(crate) fn forward(shape: &Shape, x: &[f32], weight: &[f32]) -> Vec<f32> {
     let block = block_pixels(column);
     y.par_chunks_mut(block * outputs).enumerate().for_each(|(index, y)| {
         let (start, length) = (index * block, y.len() / outputs);
+        let y = MatrixMut::new(y, length, outputs);
         if shape.is_product() {
             let rows = &x[start * column..][..length * column];
             return multiply(y, Output::Replace, Matrix::new(rows, length, column), weight);
@@ -229,7 +232,8 @@ fn scatter_images(shape: &Shape, weight: &[f32], dy: &[f32]) -> Vec<f32> {
             with_scratch(&COLUMNS, pixels.len() * column, |columns| {
                 let dy = &dy[pixels.start * outputs..pixels.end * outputs];
                 let dy = Matrix::new(dy, pixels.len(), outputs);
-                multiply(columns, Output::Replace, dy, turned);
+                let product = MatrixMut::new(columns, pixels.len(), column);
+                multiply(product, Output::Replace, dy, turned);
                 shape.scatter(columns, pixels, first * image, dx);
             });
         }
@@ -264,7 +268,7 @@ pub(crate) fn backward_weight(shape: &Shape, x: &[f32], dy: &[f32]) -> Vec<f32> 
         let piece = length.div_ceil(16);
         sum.par_chunks_mut(piece).enumerate().for_each(|(index, sum)| {
             for partial in partials.chunks_exact(length) {
-                simd::add(Level::best(), sum, &partial[index * piece..][..sum.len()]);
+                simd::add(Isa::best(), sum, &partial[index * piece..][..sum.len()]);
             }
         });
     });
@@ -285,13 +289,14 @@ fn sum_tap_row(
     for pixels in blocks(pixels, block_pixels(row)) {
         let length = pixels.len();
         let dy = Matrix::new(&dy[pixels.start * outputs..pixels.end * outputs], length, outputs);
+        let out = MatrixMut::new(partial, row, outputs);
         if shape.is_product() {
             let columns = Matrix::new(&x[pixels.start * row..pixels.end * row], length, row);
-            multiply(partial, output, columns.transposed(), dy);
+            multiply(out, output, columns.transposed(), dy);
         } else {
             with_scratch(&COLUMNS, length * row, |columns| {
                 shape.gather(x, pixels, tap_row..tap_row + 1, columns);
-                multiply(partial, output, Matrix::new(columns, length, row).transposed(), dy);
+                multiply(out, output, Matrix::new(columns, length, row).transposed(), dy);
             });
         }
         output = Output::Add;

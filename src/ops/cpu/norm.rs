@@ -2,7 +2,8 @@
 //!
 //! Sums run in f32 over [`BLOCK_ROWS`] rows and in f64 above that, over chunks fixed by shape.
 
-use crate::ops::simd::{self, Level};
+use crate::ops::isa::Isa;
+use crate::ops::simd;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -58,7 +59,7 @@ impl Statistics {
             let shift = &x[..channels];
             let [sums, squares] = sum_rows(rows, channels, |block, sums, squares| {
                 let x = &x[block.start * channels..block.end * channels];
-                simd::add_moments(Level::best(), x, shift, sums, squares);
+                simd::add_moments(Isa::best(), x, shift, sums, squares);
             });
             for ((sum, square), &shift) in sums.iter().zip(squares).zip(shift) {
                 let centre = sum / rows as f64;
@@ -149,16 +150,16 @@ pub(crate) fn normalise(
     });
     let offsets: Vec<f32> = offsets.collect();
     let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
-    let level = Level::best();
+    let isa = Isa::best();
     let mut y = vec![0.0; x.len()];
     for_chunks(&mut y, statistics, |group, range, y| {
         let scale = &scales[group * channels..][..channels];
         let offset = &offsets[group * channels..][..channels];
         let x = &x[range.clone()];
         match residual {
-            None => simd::affine(level, x, scale, offset, floor, y),
+            None => simd::affine(isa, x, scale, offset, floor, y),
             Some(residual) => {
-                simd::affine_onto(level, x, scale, offset, floor, &residual[range], y);
+                simd::affine_onto(isa, x, scale, offset, floor, &residual[range], y);
             }
         }
     });
@@ -175,7 +176,7 @@ pub(crate) fn normalise(
 pub(crate) fn backward(saved: &Saved<'_>, dy: &[f32], wants_x: bool) -> Gradients {
     let Saved { x, rectified, gamma, statistics, epsilon } = *saved;
     let (rows, channels) = (statistics.rows, statistics.channels);
-    let level = Level::best();
+    let isa = Isa::best();
     let (mut dgamma, mut dbeta) = (vec![0.0; channels], vec![0.0; channels]);
     // Per group: of dy, of x, constant; [G, 3, C].
     let mut coefficients = vec![0.0; statistics.mean.len() * 3];
@@ -187,9 +188,9 @@ pub(crate) fn backward(saved: &Saved<'_>, dy: &[f32], wants_x: bool) -> Gradient
             let range = (first_row + block.start) * channels..(first_row + block.end) * channels;
             let (x, dy) = (&x[range.clone()], &dy[range.clone()]);
             match rectified {
-                None => simd::add_products(level, x, dy, mean, sums, products),
+                None => simd::add_products(isa, x, dy, mean, sums, products),
                 Some(y) => {
-                    simd::add_passed_products(level, x, &y[range], dy, mean, sums, products);
+                    simd::add_passed_products(isa, x, &y[range], dy, mean, sums, products);
                 }
             }
         });
@@ -212,8 +213,8 @@ pub(crate) fn backward(saved: &Saved<'_>, dy: &[f32], wants_x: bool) -> Gradient
             let coefficients = &coefficients[group * 3 * channels..][..3 * channels];
             let (x, dy) = (&x[range.clone()], &dy[range.clone()]);
             match rectified {
-                None => simd::combine(level, x, dy, coefficients, dx),
-                Some(y) => simd::combine_passed(level, x, &y[range], dy, coefficients, dx),
+                None => simd::combine(isa, x, dy, coefficients, dx),
+                Some(y) => simd::combine_passed(isa, x, &y[range], dy, coefficients, dx),
             }
         });
         dx
@@ -228,7 +229,7 @@ pub(crate) fn pass(y: &[f32], dy: &[f32]) -> Vec<f32> {
     out.par_chunks_mut(CHUNK_FLOATS).enumerate().for_each(|(index, out)| {
         let start = index * CHUNK_FLOATS;
         let range = start..start + out.len();
-        simd::pass(Level::best(), &y[range.clone()], &dy[range], out);
+        simd::pass(Isa::best(), &y[range.clone()], &dy[range], out);
     });
     out
 }

@@ -1,7 +1,8 @@
 //! Pooling over images `[H, W, C]`, one image a task.
 
 use crate::ops::Geometry;
-use crate::ops::simd::{self, Level};
+use crate::ops::isa::Isa;
+use crate::ops::simd;
 use rayon::prelude::*;
 
 /// The sizes of one pooling.
@@ -56,7 +57,7 @@ pub(crate) fn average(x: &[f32], pixels: usize, channels: usize, means: &mut [f3
     images.for_each(|(mean, image)| {
         mean.fill(0.0);
         for pixel in image.chunks_exact(channels) {
-            simd::add(Level::best(), mean, pixel);
+            simd::add(Isa::best(), mean, pixel);
         }
         mean.iter_mut().for_each(|value| *value /= pixels as f32);
     });
@@ -81,7 +82,7 @@ pub(crate) fn maximum(shape: &Shape, x: &[f32], y: &mut [f32]) {
         y.fill(f32::NEG_INFINITY);
         for (pixel, best) in y.chunks_exact_mut(shape.channels).enumerate() {
             for start in shape.window(pixel) {
-                simd::raise(Level::best(), best, &x[start..][..shape.channels]);
+                simd::raise(Isa::best(), best, &x[start..][..shape.channels]);
             }
         }
     });
@@ -106,7 +107,7 @@ pub(crate) fn backward_maximum(
             unclaimed.copy_from_slice(dy);
             for start in shape.window(pixel) {
                 let range = start..start + channels;
-                simd::claim(Level::best(), &x[range.clone()], y, unclaimed, &mut dx[range]);
+                simd::claim(Isa::best(), &x[range.clone()], y, unclaimed, &mut dx[range]);
             }
         }
     });

@@ -2,11 +2,12 @@
 //! three products of training.
 
 use super::indirection::{Route, Window};
-use super::kernel::Unit;
 use super::kernel::tiles::{self, Input, Tail};
 use super::kernel::weights;
+use super::sums::Sums;
 use crate::ops::Geometry;
 use crate::ops::cpu::convolution as columns;
+use crate::ops::isa::Isa;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -15,7 +16,7 @@ const CHANNELS_MIN: usize = 8;
 
 /// A convolution without bias over `[N, H, W, C]`, weight `[K, K, C, O]`.
 pub(super) struct Convolution {
-    unit: Unit,
+    isa: Isa,
     shape: columns::Shape,
     /// For the forward pass; over columns where the input is gathered.
     route: Route,
@@ -34,33 +35,33 @@ pub(super) struct Packed {
 
 impl Convolution {
     /// Ready for `shape`; `wants_images` says whether the gradient of the images will be asked for.
-    pub(super) fn new(unit: Unit, shape: columns::Shape, wants_images: bool) -> Self {
+    pub(super) fn new(isa: Isa, shape: columns::Shape, wants_images: bool) -> Self {
         let columns::Shape { images, sides, output_sides, channels, outputs, geometry } = shape;
         let is_gathered = is_gathered(&shape);
         let route = if is_gathered {
             let geometry = Geometry { kernel: 1, stride: 1, padding: 0 };
             let (input, output) = (output_sides, output_sides);
             let window = Window { input, output, geometry, is_transposed: false };
-            Route::image_by_image(window, images, unit.rows())
+            Route::image_by_image(window, images, isa.rows())
         } else {
             let (input, output) = (sides, output_sides);
             let window = Window { input, output, geometry, is_transposed: false };
-            Route::new(window, images, unit.rows())
+            Route::new(window, images, isa.rows())
         };
         let taps = geometry.kernel.pow(2);
         let transposed = wants_images.then(|| {
             let window =
                 Window { input: output_sides, output: sides, geometry, is_transposed: true };
-            Route::new(window, images, unit.rows())
+            Route::new(window, images, isa.rows())
         });
-        Self { unit, shape, route, transposed, zeros: vec![0.0; outputs.max(taps * channels)] }
+        Self { isa, shape, route, transposed, zeros: vec![0.0; outputs.max(taps * channels)] }
     }
 
     /// Room for its packed weight.
     pub(super) fn packed(&self) -> Packed {
         let columns::Shape { channels, outputs, geometry, .. } = self.shape;
         let taps = geometry.kernel.pow(2);
-        let padded = |channels: usize| channels.next_multiple_of(self.unit.block());
+        let padded = |channels: usize| channels.next_multiple_of(self.isa.block());
         let transposed = if self.transposed.is_some() { padded(channels) } else { 0 };
         Packed {
             forward: vec![0.0; taps * channels * padded(outputs)],
@@ -71,7 +72,7 @@ impl Convolution {
     /// Packs `weight [K, K, C, O]`.
     pub(super) fn pack(&self, weight: &[f32], packed: &mut Packed) {
         let columns::Shape { channels, outputs, geometry, .. } = self.shape;
-        let (block, taps) = (self.unit.block(), geometry.kernel.pow(2));
+        let (block, taps) = (self.isa.block(), geometry.kernel.pow(2));
         let tap = channels * outputs;
         packed.forward.par_chunks_mut(channels * block).enumerate().for_each(|(index, rows)| {
             let (first, weight) = (index / taps * block, &weight[index % taps * tap..][..tap]);
@@ -94,7 +95,7 @@ impl Convolution {
 
     fn forward_kernel<'a>(&'a self, weights: &'a [f32]) -> tiles::Convolution<'a> {
         tiles::Convolution {
-            unit: self.unit,
+            isa: self.isa,
             route: &self.route,
             channels: if is_gathered(&self.shape) {
                 self.shape.column()
@@ -109,7 +110,7 @@ impl Convolution {
 
     fn transposed_kernel<'a>(&'a self, weights: &'a [f32]) -> Option<tiles::Convolution<'a>> {
         Some(tiles::Convolution {
-            unit: self.unit,
+            isa: self.isa,
             route: self.transposed.as_ref()?,
             channels: self.shape.outputs,
             outputs: self.shape.channels,
@@ -172,7 +173,7 @@ impl Convolution {
         let columns::Shape { images, sides, output_sides, channels, outputs, geometry } =
             self.shape;
         let shape = weights::Shape {
-            unit: self.unit,
+            isa: self.isa,
             images,
             sides,
             output_sides,
@@ -207,39 +208,6 @@ fn is_gathered(shape: &columns::Shape) -> bool {
     shape.channels < CHANNELS_MIN && !shape.is_product()
 }
 
-/// Sums over pixels of two quantities per channel.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Sums {
-    /// Of the quantity, `[O]`.
-    pub(super) first: Vec<f64>,
-    /// Of its products, `[O]`.
-    pub(super) second: Vec<f64>,
-    /// What parts of the pixels add up to, in f32.
-    pub(super) parts: Vec<f32>,
-}
-
-impl Sums {
-    /// Room for `channels`, and for `parts_len` floats of parts.
-    pub(super) fn grow(&mut self, channels: usize, parts_len: usize) {
-        for totals in [&mut self.first, &mut self.second] {
-            totals.resize(channels.max(totals.len()), 0.0);
-        }
-        self.parts.resize(parts_len.max(self.parts.len()), 0.0);
-    }
-
-    /// Adds up the first `parts_len` floats of parts, each `[2, padded]`, into `channels` totals.
-    pub(super) fn add_up(&mut self, channels: usize, padded: usize, parts_len: usize) {
-        let (first, second) = (&mut self.first[..channels], &mut self.second[..channels]);
-        first.fill(0.0);
-        second.fill(0.0);
-        for part in self.parts[..parts_len].chunks_exact(2 * padded) {
-            let (firsts, seconds) = part.split_at(padded);
-            first.iter_mut().zip(firsts).for_each(|(total, &sum)| *total += f64::from(sum));
-            second.iter_mut().zip(seconds).for_each(|(total, &sum)| *total += f64::from(sum));
-        }
-    }
-}
-
 fn run(
     kernel: &tiles::Convolution<'_>,
     input: Input<'_>,
@@ -250,7 +218,7 @@ fn run(
     let Some(sums) = sums else { return tiles::convolve(kernel, input, output, tail, &mut []) };
     let length = kernel.sums_len();
     tiles::convolve(kernel, input, output, tail, &mut sums.parts[..length]);
-    let padded = kernel.outputs.next_multiple_of(kernel.unit.block());
+    let padded = kernel.outputs.next_multiple_of(kernel.isa.block());
     sums.add_up(kernel.outputs, padded, length);
 }
 
@@ -279,7 +247,7 @@ mod tests {
         assert!((found - expected).abs() <= 1e-5 * expected, "{found} is not {expected}");
     }
 
-    /// Every product and sum of one shape, on every unit, against the loops over columns.
+    /// Every product and sum of one shape, on every isa, against the loops over columns.
     fn check(shape: columns::Shape) {
         let columns::Shape { images, sides, output_sides, channels, outputs, geometry } = shape;
         let pixels = |sides: [usize; 2]| images * sides[0] * sides[1];
@@ -289,15 +257,15 @@ mod tests {
         let y = columns::forward(&shape, &x, &weight);
         let dx = columns::backward_images(&shape, &weight, &dy);
         let dw = columns::backward_weight(&shape, &x, &dy);
-        for unit in Unit::available() {
-            let convolution = Convolution::new(unit, shape, true);
+        for isa in Isa::available() {
+            let convolution = Convolution::new(isa, shape, true);
             let mut packed = convolution.packed();
             convolution.pack(&weight, &mut packed);
             let mut sums = Sums::default();
             sums.grow(channels.max(outputs), convolution.sums_len());
             let mut found = integers(4, y.len());
             convolution.forward(&packed, &x, &mut found, Tail::default(), Some(&mut sums));
-            assert_eq!(found, y, "forward on {unit:?} of {shape:?}");
+            assert_eq!(found, y, "forward on {isa:?} of {shape:?}");
             for (channel, total) in sums.first[..outputs].iter().enumerate() {
                 let column = || y.iter().skip(channel).step_by(outputs).map(|&y| f64::from(y));
                 assert_eq!(*total, column().sum::<f64>(), "sum");
@@ -315,7 +283,7 @@ mod tests {
                 .zip(&output)
                 .map(|((dx, before), &output)| if output > 0.0 { dx + before } else { 0.0 })
                 .collect();
-            assert_eq!(found, expected, "backward on {unit:?} of {shape:?}");
+            assert_eq!(found, expected, "backward on {isa:?} of {shape:?}");
             let factor = factor.expect("it was given");
             for channel in 0..channels {
                 let product = |i: usize| f64::from(expected[i]) * f64::from(factor[i]);
@@ -327,7 +295,7 @@ mod tests {
             let mut found = integers(8, dw.len());
             let mut scratch = integers(9, convolution.scratch_len());
             convolution.gradient(&x, &dy, &mut found, &mut scratch);
-            assert_eq!(found, dw, "gradient of the weight on {unit:?} of {shape:?}");
+            assert_eq!(found, dw, "gradient of the weight on {isa:?} of {shape:?}");
         }
     }
 
@@ -371,19 +339,19 @@ mod tests {
         let weight = integers(2, 9 * 210);
         let plain = columns::forward(&shape, &x, &weight);
         let residual = integers(3, plain.len());
-        for unit in Unit::available() {
-            let convolution = Convolution::new(unit, shape, false);
+        for isa in Isa::available() {
+            let convolution = Convolution::new(isa, shape, false);
             let mut packed = convolution.packed();
             convolution.pack(&weight, &mut packed);
             let mut bias = integers(4, 21);
-            bias.resize(21_usize.next_multiple_of(unit.block()), 0.0);
+            bias.resize(21_usize.next_multiple_of(isa.block()), 0.0);
             let (bias, residual) = (Some(&*bias), Some(&*residual));
             let tail = Tail { bias, residual, relu: true, ..Tail::default() };
             let mut found = vec![f32::NAN; plain.len()];
             convolution.forward(&packed, &x, &mut found, tail, None);
             for (i, &found) in found.iter().enumerate() {
                 let sum = plain[i] + residual.expect("given")[i] + bias.expect("given")[i % 21];
-                assert_eq!(found, sum.max(0.0), "{unit:?} at {i}");
+                assert_eq!(found, sum.max(0.0), "{isa:?} at {i}");
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Runs a [`Plan`](crate::encoder::Plan) on the CPU by kernels of its own: what trains and serves
 //! there. Direct convolution over tiles, with batch norm's sums, residual, rectifier and their
-//! gradients taken in the tiles' tails; activations in buffers that are allocated once.
+//! gradients taken in the tiles' tails, matrices as windows of one pixel; activations in buffers
+//! that are allocated once.
 //!
 //! [`Tape`] trains and [`Served`] serves; both speak flat NHWC slices and
 //! [`HostParams`](crate::encoder::HostParams). The interpreter on candle tensors is their oracle.
@@ -11,7 +12,9 @@ mod kernel;
 mod norm;
 mod served;
 mod sizes;
+mod sums;
 mod tape;
+mod tokens;
 
 pub use served::Served;
 pub use tape::Tape;

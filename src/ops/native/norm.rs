@@ -2,16 +2,14 @@
 //! and after it, which make them in their tiles: a norm is one pass over its tensors in each
 //! direction. The formulas are those of [`cpu::norm`](crate::ops::cpu::norm).
 
-use super::convolution::Sums;
+use super::sums::{PART_ROWS, Sums};
 use crate::ops::candle::BATCH_NORM_EPSILON;
-use crate::ops::simd::{self, Level};
+use crate::ops::isa::Isa;
+use crate::ops::simd;
 use rayon::prelude::*;
 
 /// Floats a task handles: 256 KiB of each operand (a guess: enough work to be worth a task).
 const CHUNK_FLOATS: usize = 1 << 16;
-
-/// Rows whose sums stay in f32.
-const PART_ROWS: usize = 256;
 
 /// A batch norm over `rows` pixels of `C` channels.
 pub(super) struct Norm {
@@ -34,7 +32,7 @@ pub(super) struct Norm {
 impl Norm {
     pub(super) fn new(rows: usize, channels: usize) -> Self {
         let mut sums = Sums::default();
-        sums.grow(channels, rows.div_ceil(PART_ROWS) * 2 * channels);
+        sums.grow_rows(rows, channels);
         Self {
             rows,
             channels,
@@ -83,15 +81,15 @@ impl Norm {
             self.offset[channel] = (f64::from(beta[channel]) - mean * scale) as f32;
         }
         let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
-        let (level, chunk) = (Level::best(), self.chunk());
+        let (isa, chunk) = (Isa::best(), self.chunk());
         let (scale, offset) = (&*self.scale, &*self.offset);
         y.par_chunks_mut(chunk).enumerate().for_each(|(index, y)| {
             let range = index * chunk..index * chunk + y.len();
             let x = &x[range.clone()];
             match residual {
-                None => simd::affine(level, x, scale, offset, floor, y),
+                None => simd::affine(isa, x, scale, offset, floor, y),
                 Some(residual) => {
-                    simd::affine_onto(level, x, scale, offset, floor, &residual[range], y);
+                    simd::affine_onto(isa, x, scale, offset, floor, &residual[range], y);
                 }
             }
         });
@@ -122,7 +120,7 @@ impl Norm {
         dx.par_chunks_mut(chunk).enumerate().for_each(|(index, dx)| {
             let range = index * chunk..index * chunk + dx.len();
             let (x, gradient) = (&x[range.clone()], &gradient[range]);
-            simd::combine(Level::best(), x, gradient, &self.coefficients, dx);
+            simd::combine(Isa::best(), x, gradient, &self.coefficients, dx);
         });
     }
 
@@ -131,14 +129,14 @@ impl Norm {
         let chunk = self.chunk();
         gradient.par_chunks_mut(chunk).enumerate().for_each(|(index, gradient)| {
             let x = &x[index * chunk..][..gradient.len()];
-            simd::combine_in_place(Level::best(), x, &self.coefficients, gradient);
+            simd::combine_in_place(Isa::best(), x, &self.coefficients, gradient);
         });
     }
 
     /// Makes the sums of a `gradient` that no convolution has made: it first passes the rectifier
     /// whose output is `rectified`, if there is one.
     pub(super) fn receive(&mut self, x: &[f32], rectified: Option<&[f32]>, gradient: &mut [f32]) {
-        let (channels, zeros, level) = (self.channels, &*self.zeros, Level::best());
+        let (channels, zeros, isa) = (self.channels, &*self.zeros, Isa::best());
         let part = PART_ROWS * channels;
         let parts_len = self.rows.div_ceil(PART_ROWS) * 2 * channels;
         let parts = self.sums.parts[..parts_len].par_chunks_mut(2 * channels);
@@ -146,11 +144,11 @@ impl Norm {
             |(index, (gradient, sums))| {
                 let range = index * part..index * part + gradient.len();
                 if let Some(output) = rectified {
-                    simd::pass_in_place(level, &output[range.clone()], gradient);
+                    simd::pass_in_place(isa, &output[range.clone()], gradient);
                 }
                 sums.fill(0.0);
                 let (sums, products) = sums.split_at_mut(channels);
-                simd::add_products(level, &x[range], gradient, zeros, sums, products);
+                simd::add_products(isa, &x[range], gradient, zeros, sums, products);
             },
         );
         self.sums.add_up(channels, channels, parts_len);

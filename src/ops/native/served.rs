@@ -1,13 +1,16 @@
 //! Serving: a plan with its batch norms folded into the convolutions before them, so that a block of
 //! a residual network is two passes.
 
-use super::convolution::{Convolution, Packed};
-use super::kernel::Unit;
+mod fold;
+mod layout;
+
+use self::fold::{Weights, fold};
+use self::layout::{Layout, Stage};
 use super::kernel::tiles::Tail;
-use super::sizes::{Size, convolution_shape, sizes};
+use super::tokens;
 use crate::encoder::{HostParams, Op, Plan, Value};
-use crate::ops::candle::BATCH_NORM_EPSILON;
 use crate::ops::cpu::pool::{self, Shape as PoolShape};
+use crate::ops::isa::Isa;
 use candle_core::{Result, bail};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -18,20 +21,13 @@ const BATCH_MAX: usize = 32;
 
 /// The numbers of a plan, ready to embed images of one size.
 pub struct Served {
-    unit: Unit,
+    isa: Isa,
     plan: Plan,
     side_px: usize,
-    /// By operation: a convolution with the norm after it.
-    folded: Vec<Option<Folded>>,
+    /// By operation.
+    weights: Vec<Weights>,
     last_reader: Vec<Option<usize>>,
     workspace: Mutex<Workspace>,
-}
-
-/// A convolution's weight times its norm's scale, and what is left of the norm.
-struct Folded {
-    packed: Packed,
-    /// Zero past the last output up to a whole block.
-    bias: Vec<f32>,
 }
 
 /// What passes leave behind for the next one.
@@ -42,41 +38,23 @@ struct Workspace {
     spare: Vec<Vec<f32>>,
 }
 
-/// A plan laid out for a number of images.
-struct Layout {
-    sizes: Vec<Size>,
-    convolutions: Vec<Option<Convolution>>,
-}
-
-impl Layout {
-    fn new(unit: Unit, plan: &Plan, images: usize, side_px: usize) -> Result<Self> {
-        let sizes = sizes(plan, images, side_px)?;
-        let convolutions = plan.ops.iter().enumerate().map(|(index, op)| {
-            let Op::Convolution { input, .. } = op else { return Ok(None) };
-            let shape = convolution_shape(plan, index, sizes[input.0])?;
-            Ok(Some(Convolution::new(unit, shape, false)))
-        });
-        Ok(Self { convolutions: convolutions.collect::<Result<_>>()?, sizes })
-    }
-}
-
 impl Served {
     /// The encoder of `params` for images of side `side_px`.
     ///
     /// # Errors
     /// A plan that these kernels can't run at this size.
     pub fn new(plan: &Plan, params: &HostParams, side_px: usize) -> Result<Self> {
-        Self::on(Unit::best(), plan, params, side_px)
+        Self::on(Isa::best(), plan, params, side_px)
     }
 
-    fn on(unit: Unit, plan: &Plan, params: &HostParams, side_px: usize) -> Result<Self> {
-        let one = Layout::new(unit, plan, 1, side_px)?;
-        let folded = (0..plan.ops.len()).map(|index| fold(unit, plan, params, &one, index));
+    fn on(isa: Isa, plan: &Plan, params: &HostParams, side_px: usize) -> Result<Self> {
+        let one = Layout::new(isa, plan, 1, side_px)?;
+        let weights = (0..plan.ops.len()).map(|index| fold(isa, plan, params, &one, index));
         Ok(Self {
-            unit,
+            isa,
             plan: plan.clone(),
             side_px,
-            folded: folded.collect::<Result<_>>()?,
+            weights: weights.collect(),
             last_reader: plan.last_readers(),
             workspace: Mutex::new(Workspace { layouts: BTreeMap::from([(1, one)]), spare: vec![] }),
         })
@@ -102,11 +80,11 @@ impl Served {
             let layout = match layouts.entry(batch) {
                 Entry::Occupied(layout) => layout.into_mut(),
                 Entry::Vacant(place) => {
-                    place.insert(Layout::new(self.unit, &self.plan, batch, self.side_px)?)
+                    place.insert(Layout::new(self.isa, &self.plan, batch, self.side_px)?)
                 }
             };
             let images = &images[done * image..][..batch * image];
-            self.run(layout, spare, images, &mut features);
+            self.run(layout, spare, images, &mut features)?;
             done += batch;
         }
         Ok(features)
@@ -115,40 +93,22 @@ impl Served {
     /// Adds the features of `images` to `features`.
     fn run(
         &self,
-        layout: &Layout,
+        layout: &mut Layout,
         spare: &mut Vec<Vec<f32>>,
         images: &[f32],
         features: &mut Vec<f32>,
-    ) {
+    ) -> Result<()> {
         let mut values: Vec<Option<Vec<f32>>> = vec![None; self.plan.ops.len() + 1];
         for (index, op) in self.plan.ops.iter().enumerate() {
-            let size = layout.sizes[index + 1];
             // A folded norm's value is the one that its convolution has made.
             if let Op::BatchNorm { input: Value(input), .. } = op {
                 values[index + 1] = values[*input].take();
                 continue;
             }
+            let length = layout.sizes[index + 1].len();
             let mut output = spare.pop().unwrap_or_default();
-            output.resize(size.len().max(output.len()), 0.0);
-            let place = &mut output[..size.len()];
-            let read = |Value(at): Value| match &values[at] {
-                Some(value) => &value[..layout.sizes[at].len()],
-                None => images,
-            };
-            match *op {
-                Op::Convolution { input, .. } => {
-                    self.convolve(layout, index, read(input), &read, place);
-                }
-                Op::MaxPool { input } => {
-                    let shape = PoolShape::max_pool(layout.sizes[input.0].sides, size.channels);
-                    pool::maximum(&shape, read(input), place);
-                }
-                Op::GlobalAveragePool { input } => {
-                    let pixels = layout.sizes[input.0].pixels();
-                    pool::average(read(input), pixels, size.channels, place);
-                }
-                Op::BatchNorm { .. } => {}
-            }
+            output.resize(length.max(output.len()), 0.0);
+            self.compute(layout, index, images, &values, &mut output[..length])?;
             values[index + 1] = Some(output);
             for (at, value) in values.iter_mut().enumerate() {
                 // The norm behind a convolution reads its residual here already.
@@ -161,69 +121,67 @@ impl Served {
             features.extend_from_slice(&last[..layout.sizes[self.plan.ops.len()].len()]);
             spare.push(last);
         }
+        Ok(())
     }
 
-    fn convolve<'a>(
+    /// The output of operation `index`.
+    fn compute(
         &self,
-        layout: &Layout,
+        layout: &mut Layout,
         index: usize,
-        input: &[f32],
-        read: &impl Fn(Value) -> &'a [f32],
+        images: &[f32],
+        values: &[Option<Vec<f32>>],
         output: &mut [f32],
-    ) {
-        let (Some(convolution), Some(folded)) = (&layout.convolutions[index], &self.folded[index])
-        else {
-            return;
+    ) -> Result<()> {
+        let sizes = &layout.sizes;
+        let read = |Value(at): Value| match &values[at] {
+            Some(value) => &value[..sizes[at].len()],
+            None => images,
         };
-        let mut tail = Tail { bias: Some(&folded.bias), ..Tail::default() };
-        if let Some(Op::BatchNorm { residual, relu, .. }) = self.plan.ops.get(index + 1) {
-            tail.residual = residual.map(read);
-            tail.relu = *relu;
+        let stage = (&mut layout.stages[index], &self.weights[index]);
+        match (&self.plan.ops[index], stage) {
+            (
+                &(Op::Convolution { input, .. } | Op::Linear { input, .. }),
+                (Stage::Product(product), Weights::Product { packed, bias }),
+            ) => {
+                let mut tail = self.tail(index, read);
+                tail.bias = Some(bias);
+                product.forward(packed, read(input), output, tail, None);
+            }
+            (
+                &Op::LayerNorm { input, .. },
+                (Stage::LayerNorm(norm), Weights::Affine { gamma, beta }),
+            ) => norm.forward([gamma, beta], read(input), output),
+            (&Op::Attention { input, .. }, (Stage::Attention(attention), _)) => {
+                attention.forward(read(input), output);
+            }
+            (&Op::Positions { input, .. }, (Stage::Positions(positions), Weights::Bias(bias))) => {
+                positions.forward(bias, read(input), output)
+            }
+            (&Op::Gelu { input }, _) => tokens::gelu(read(input), output),
+            (&Op::MaxPool { input }, _) => {
+                let size = sizes[input.0];
+                let shape = PoolShape::max_pool(size.sides, size.channels);
+                pool::maximum(&shape, read(input), output);
+            }
+            (&Op::GlobalAveragePool { input }, _) => {
+                let size = sizes[input.0];
+                pool::average(read(input), size.pixels(), size.channels, output);
+            }
+            _ => bail!("operation {index} was laid out as another"),
         }
-        convolution.forward(&folded.packed, input, output, tail, None);
+        Ok(())
     }
-}
 
-/// Convolution `index` with the norm after it: weights by gamma / deviation, and what that leaves.
-fn fold(
-    unit: Unit,
-    plan: &Plan,
-    params: &HostParams,
-    layout: &Layout,
-    index: usize,
-) -> Result<Option<Folded>> {
-    let (Some(convolution), Op::Convolution { weight, .. }) =
-        (&layout.convolutions[index], &plan.ops[index])
-    else {
-        return Ok(None);
-    };
-    let outputs = layout.sizes[index + 1].channels;
-    let mut bias = vec![0.0; outputs.next_multiple_of(unit.block())];
-    let mut weight = params.weight(*weight).to_vec();
-    match plan.ops.get(index + 1) {
-        Some(&Op::BatchNorm { input, gamma, beta, moments, .. }) if input == Value(index + 1) => {
-            let (gamma, beta) = (params.weight(gamma), params.weight(beta));
-            let running = &params.moments[moments];
-            let scales = (0..outputs).map(|channel| {
-                let variance = f64::from(running.variance[channel]) + BATCH_NORM_EPSILON;
-                f64::from(gamma[channel]) / variance.sqrt()
-            });
-            let scales: Vec<f64> = scales.collect();
-            for (channel, scale) in scales.iter().enumerate() {
-                let mean = f64::from(running.mean[channel]);
-                bias[channel] = (f64::from(beta[channel]) - mean * scale) as f32;
-            }
-            for row in weight.chunks_exact_mut(outputs) {
-                for (weight, scale) in row.iter_mut().zip(&scales) {
-                    *weight = (f64::from(*weight) * scale) as f32;
-                }
-            }
-        }
-        _ => {}
+    /// What happens to the numbers of product `index` before they are stored.
+    fn tail<'a>(&self, index: usize, read: impl Fn(Value) -> &'a [f32]) -> Tail<'a> {
+        let (residual, relu) = match (&self.plan.ops[index], self.plan.ops.get(index + 1)) {
+            (&Op::Linear { residual, .. }, _) => (residual, false),
+            (_, Some(&Op::BatchNorm { residual, relu, .. })) => (residual, relu),
+            _ => (None, false),
+        };
+        Tail { residual: residual.map(read), relu, ..Tail::default() }
     }
-    let mut packed = convolution.packed();
-    convolution.pack(&weight, &mut packed);
-    Ok(Some(Folded { packed, bias }))
 }
 
 #[cfg(test)]
@@ -261,8 +219,8 @@ mod tests {
                 let expected = forward_inference(&plan, &tensors, &shaped).unwrap();
                 let expected = expected.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 let largest = expected.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-                for unit in Unit::available() {
-                    let served = Served::on(unit, &plan, &params, side).unwrap();
+                for isa in Isa::available() {
+                    let served = Served::on(isa, &plan, &params, side).unwrap();
                     for _ in 0..2 {
                         let found = served.embed(&images, n).unwrap();
                         assert_eq!(found.len(), expected.len());

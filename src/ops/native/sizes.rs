@@ -1,6 +1,6 @@
 //! The sizes of every value of a plan, for one shape of images.
 
-use crate::encoder::{Op, Plan, Value};
+use crate::encoder::{Geometry, Op, Plan, Value};
 use crate::ops::cpu::convolution::Shape;
 use candle_core::{Result, bail};
 
@@ -31,32 +31,54 @@ pub(super) fn sizes(plan: &Plan, images: usize, side_px: usize) -> Result<Vec<Si
     for (index, op) in plan.ops.iter().enumerate() {
         let of = |Value(at): Value| sizes[at];
         let size = match *op {
-            Op::Convolution { input, .. } => {
-                let shape = convolution_shape(plan, index, of(input))?;
+            Op::Convolution { input, .. } | Op::Linear { input, .. } => {
+                let shape = product_shape(plan, index, of(input))?;
                 Size { images, sides: shape.output_sides, channels: shape.outputs }
             }
-            Op::BatchNorm { input, .. } => of(input),
+            Op::BatchNorm { input, .. } | Op::LayerNorm { input, .. } | Op::Gelu { input } => {
+                of(input)
+            }
             Op::MaxPool { input } => {
                 let sides = of(input).sides.map(|side| side.div_ceil(2));
                 Size { sides, ..of(input) }
             }
             Op::GlobalAveragePool { input } => Size { sides: [1, 1], ..of(input) },
+            Op::Attention { input, heads } => {
+                let joined = of(input);
+                if heads == 0 || joined.channels % (3 * heads) != 0 {
+                    bail!(
+                        "operation {index}: {} channels are not 3 x {heads} heads",
+                        joined.channels
+                    )
+                }
+                Size { channels: joined.channels / 3, ..joined }
+            }
+            Op::Positions { input, .. } => {
+                if of(input).channels % 4 != 0 {
+                    bail!("operation {index}: positions need channels by fours")
+                }
+                of(input)
+            }
         };
         sizes.push(size);
     }
     Ok(sizes)
 }
 
-/// The sizes of the convolution that is operation `index`, on an input of size `input`.
+/// The sizes of the convolution or matrix product that is operation `index`, on an input of size
+/// `input`: a matrix is a window of one pixel.
 ///
 /// # Errors
 /// As [`sizes`].
-pub(super) fn convolution_shape(plan: &Plan, index: usize, input: Size) -> Result<Shape> {
-    let Op::Convolution { weight, geometry, .. } = plan.ops[index] else {
-        bail!("operation {index} is no convolution")
+pub(super) fn product_shape(plan: &Plan, index: usize, input: Size) -> Result<Shape> {
+    let (weight, geometry) = match plan.ops[index] {
+        Op::Convolution { weight, geometry, .. } => (weight, geometry),
+        Op::Linear { weight, .. } => (weight, Geometry { kernel: 1, stride: 1, padding: 0 }),
+        _ => bail!("operation {index} multiplies by no weight"),
     };
-    let [_, _, channels, outputs] = plan.weights[weight].shape[..] else {
-        bail!("operation {index}: the weight of a convolution has four axes")
+    let (channels, outputs) = match plan.weights[weight].shape[..] {
+        [_, _, channels, outputs] | [channels, outputs] => (channels, outputs),
+        _ => bail!("operation {index}: a weight has two or four axes"),
     };
     let output_side = |side: usize| geometry.output_side(side);
     let [Some(height), Some(width)] = input.sides.map(output_side) else {

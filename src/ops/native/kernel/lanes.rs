@@ -1,52 +1,11 @@
-//! Vector units: the few operations that kernels are written in, for each instruction set.
+//! Lanes: the few operations that kernels are written in, for each instruction set.
 
-use std::sync::OnceLock;
+use crate::ops::isa::{Isa, Set};
 
-/// The instructions that kernels are run with.
-///
-/// Invariant: a value other than [`Unit::PORTABLE`] exists only after its instructions were
-/// detected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Unit(Set);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Set {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Unit {
-    /// What the target's baseline offers.
-    pub(crate) const PORTABLE: Self = Self(Set::Portable);
-
-    /// Every unit this processor has, best last.
-    pub(crate) fn available() -> Vec<Self> {
-        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "only x86-64 adds"))]
-        let mut units = vec![Self::PORTABLE];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                units.push(Self(Set::Avx2));
-            }
-            if is_x86_feature_detected!("avx512f") {
-                units.push(Self(Set::Avx512));
-            }
-        }
-        units
-    }
-
-    /// The best of [`Unit::available`], detected once.
-    pub(crate) fn best() -> Self {
-        static BEST: OnceLock<Unit> = OnceLock::new();
-        *BEST.get_or_init(|| Self::available().pop().unwrap_or(Self::PORTABLE))
-    }
-
+impl Isa {
     /// Output channels of a tile: two vectors.
     pub(crate) fn block(self) -> usize {
-        match self.0 {
+        match self.set() {
             Set::Portable => 2 * Portable::WIDTH,
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => 2 * x86::Avx2::WIDTH,
@@ -57,7 +16,7 @@ impl Unit {
 
     /// Rows of a tile: as many pixels (or weights) as leave registers for the operands.
     pub(crate) fn rows(self) -> usize {
-        match self.0 {
+        match self.set() {
             Set::Portable => Portable::ROWS,
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => x86::Avx2::ROWS,
@@ -66,15 +25,15 @@ impl Unit {
         }
     }
 
-    /// Runs `kernel` on this unit.
+    /// Runs `kernel` with these instructions.
     ///
     /// # Safety
     /// The kernel's own contract.
     pub(super) unsafe fn run(self, kernel: impl Kernel) {
-        match self.0 {
+        match self.set() {
             // SAFETY: the caller keeps the kernel's contract; here and below.
             Set::Portable => unsafe { kernel.run::<Portable>() },
-            // SAFETY: a `Unit` of this set exists only where its instructions were detected.
+            // SAFETY: an `Isa` of this set exists only where its instructions were detected.
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => unsafe { x86::with_avx2(kernel) },
             // SAFETY: as above.

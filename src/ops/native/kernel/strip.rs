@@ -50,7 +50,7 @@ fn inside(geometry: Geometry, tap: usize, side: usize, outputs: Range<usize>) ->
 
 /// The walk of tap `tap` over `chunk`, unless it sees nothing.
 pub(super) fn walk(shape: &Shape, chunk: &Chunk, tap: usize, is_gathered: bool) -> Option<Walk> {
-    let (channels, block, kernel) = (shape.channels, shape.unit.block(), shape.geometry.kernel);
+    let (channels, block, kernel) = (shape.channels, shape.isa.block(), shape.geometry.kernel);
     let Geometry { stride, padding, .. } = shape.geometry;
     let ([height, width], output_width) = (shape.sides, shape.output_sides[1]);
     let (tap_row, tap_column) = (tap / kernel, tap % kernel);
@@ -116,7 +116,7 @@ impl Kernel for Strip<'_> {
     unsafe fn run<L: Lanes>(self) {
         let Self { channels, x, panel, walk, sums } = self;
         let sums = sums.as_mut_ptr();
-        // Tiles of nearly equal height, since a low one keeps the unit waiting for its sums.
+        // Tiles of nearly equal height, since a low one waits for its sums.
         let tiles = channels.div_ceil(L::ROWS);
         for index in 0..tiles {
             let first = index * channels / tiles;
@@ -150,7 +150,7 @@ impl Kernel for Strip<'_> {
 /// Adds `R` channels of `x`, times a block of the panel, over the loops, to `sums [R, block]`.
 ///
 /// # Safety
-/// The loops stay in the slices that the pointers are into; the processor has the unit.
+/// The loops stay in the slices that the pointers are into; the processor has the instructions.
 #[inline(always)]
 unsafe fn tile<L: Lanes, const R: usize>(
     x: *const f32,

@@ -11,7 +11,7 @@ use super::{Kernel, Lanes};
 use crate::ops::native::indirection::{Indirection, OUTSIDE, Part};
 use std::ops::Range;
 
-/// Floats of the widest block of any unit.
+/// Floats of the widest block of any instruction set.
 const BLOCK_MAX: usize = 32;
 
 /// The tiles of one part, some blocks of their outputs.
@@ -202,7 +202,7 @@ impl Tiles<'_> {
 
 #[inline(always)]
 unsafe fn add_pair<L: Lanes>(a: [L::Vector; 2], b: [L::Vector; 2]) -> [L::Vector; 2] {
-    // SAFETY: the caller has the unit.
+    // SAFETY: the caller has the isa.
     unsafe { [L::add(a[0], b[0]), L::add(a[1], b[1])] }
 }
 
@@ -222,7 +222,7 @@ unsafe fn load_pair<L: Lanes>(from: *const f32, columns: usize) -> [L::Vector; 2
 
 /// The first `columns` floats of two vectors.
 #[inline(always)]
-unsafe fn store_pair<L: Lanes>(to: *mut f32, pair: [L::Vector; 2], columns: usize) {
+pub(super) unsafe fn store_pair<L: Lanes>(to: *mut f32, pair: [L::Vector; 2], columns: usize) {
     // SAFETY: `columns` floats can be written at `to`; a block has at most `BLOCK_MAX`.
     unsafe {
         if columns == 2 * L::WIDTH {

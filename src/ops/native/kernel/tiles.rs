@@ -1,7 +1,7 @@
 //! Direct convolution over the tiles of a [`Route`], shared out to the threads.
 
-use super::Unit;
 use super::tile::Tiles;
+use crate::ops::isa::Isa;
 use crate::ops::native::indirection::{Part, Route};
 use crate::ops::with_scratch;
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ thread_local! {
 
 /// A convolution with packed weights.
 pub(in crate::ops::native) struct Convolution<'a> {
-    pub(in crate::ops::native) unit: Unit,
+    pub(in crate::ops::native) isa: Isa,
     pub(in crate::ops::native) route: &'a Route,
     /// Input channels; of a column where the input is gathered.
     pub(in crate::ops::native) channels: usize,
@@ -74,7 +74,7 @@ impl Shared {
 
 impl Convolution<'_> {
     fn block(&self) -> usize {
-        self.unit.block()
+        self.isa.block()
     }
 
     fn blocks(&self) -> usize {
@@ -125,7 +125,7 @@ pub(in crate::ops::native) fn convolve(
             // SAFETY: `check` made sure that every pixel of the route lies in its tensor. A route
             // has each output pixel in exactly one tile and part, and each task its own blocks of
             // it, so no two tasks write the same element of the output or the sums.
-            unsafe { convolution.unit.run(work) }
+            unsafe { convolution.isa.run(work) }
         };
         let part = &parts[index];
         let window = convolution.route.window();
@@ -135,7 +135,7 @@ pub(in crate::ops::native) fn convolve(
                 run(part, images[part.first_image * image..].as_ptr());
             }
             Input::Columns(gather) => {
-                let rows = convolution.unit.rows();
+                let rows = convolution.isa.rows();
                 let end = (part.tiles.end * rows).min(window.output[0] * window.output[1]);
                 let pixels = part.tiles.start * rows..end;
                 let length = pixels.len() * convolution.channels;
@@ -152,10 +152,10 @@ pub(in crate::ops::native) fn convolve(
 
 /// Panics unless every index that the tiles use lies in its slice.
 fn check(convolution: &Convolution<'_>, input: Input<'_>, output: &[f32], tail: &Tail<'_>) {
-    let Convolution { unit, route, channels, outputs, weights, zeros } = *convolution;
+    let Convolution { isa, route, channels, outputs, weights, zeros } = *convolution;
     let window = route.window();
     let taps = window.geometry.kernel.pow(2);
-    let blocks = convolution.blocks() * unit.block();
+    let blocks = convolution.blocks() * isa.block();
     if let Input::Images(images) = input {
         let pixels = route.images() * window.input[0] * window.input[1];
         assert_eq!(images.len(), pixels * channels, "input of a convolution");
@@ -172,6 +172,6 @@ fn check(convolution: &Convolution<'_>, input: Input<'_>, output: &[f32], tail: 
         assert_eq!(tensor.len(), output.len(), "a tensor of the tail");
     }
     for part in route.parts() {
-        assert_eq!(route.indirection(part.first_image).rows(), unit.rows(), "rows of a tile");
+        assert_eq!(route.indirection(part.first_image).rows(), isa.rows(), "rows of a tile");
     }
 }

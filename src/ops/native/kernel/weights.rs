@@ -1,9 +1,9 @@
 //! The gradient of a convolution's weight, split over parts of the pixels and groups of output
 //! channels.
 
-use super::Unit;
 use super::strip::{Strip, walk};
 use crate::ops::Geometry;
+use crate::ops::isa::Isa;
 use crate::ops::with_scratch;
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -31,7 +31,7 @@ const PARTIAL_FLOATS: usize = 1 << 19;
 /// The sizes of the gradient.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops::native) struct Shape {
-    pub(in crate::ops::native) unit: Unit,
+    pub(in crate::ops::native) isa: Isa,
     pub(in crate::ops::native) images: usize,
     /// H and W; of the output where the input is gathered.
     pub(in crate::ops::native) sides: [usize; 2],
@@ -56,7 +56,7 @@ pub(super) struct Chunk {
 
 impl Shape {
     fn blocks(&self) -> usize {
-        self.outputs.div_ceil(self.unit.block())
+        self.outputs.div_ceil(self.isa.block())
     }
 
     fn taps(&self) -> usize {
@@ -69,7 +69,7 @@ impl Shape {
     }
 
     fn block_len(&self) -> usize {
-        self.taps() * self.channels * self.unit.block()
+        self.taps() * self.channels * self.isa.block()
     }
 
     pub(super) fn is_narrow(&self) -> bool {
@@ -131,30 +131,28 @@ pub(in crate::ops::native) fn gradient(
     let [parts, groups] = shape.split();
     let scratch = &mut scratch[..parts * shape.partial_len()];
     let (blocks, chunks) = (shape.blocks(), shape.chunks());
-    // Groups of blocks lie one after another in a partial sum, so the tasks' places do too.
-    let mut rest = &mut *scratch;
-    let mut tasks = Vec::with_capacity(parts * groups);
-    for part in 0..parts {
-        for group in 0..groups {
-            let blocks = group * blocks / groups..(group + 1) * blocks / groups;
-            let (sums, after) = rest.split_at_mut(blocks.len() * shape.block_len());
-            rest = after;
-            let chunks = part * chunks / parts..(part + 1) * chunks / parts;
-            tasks.push((chunks, blocks, sums));
-        }
-    }
-    tasks.into_par_iter().with_max_len(1).for_each(|(chunks, blocks, sums)| {
-        sums.fill(0.0);
-        for chunk in chunks {
-            add_chunk(shape, input, dy, &shape.chunk(chunk), blocks.clone(), sums);
-        }
+    let group_blocks = blocks.div_ceil(groups);
+    // A task is a part of the pixels and a group of blocks, which lie one after another in the part's
+    // sums.
+    let part_sums = scratch.par_chunks_mut(shape.partial_len()).with_max_len(1);
+    part_sums.enumerate().for_each(|(part, sums)| {
+        let chunks = part * chunks / parts..(part + 1) * chunks / parts;
+        let group_sums = sums.par_chunks_mut(group_blocks * shape.block_len()).with_max_len(1);
+        group_sums.enumerate().for_each(|(group, sums)| {
+            let first = group * group_blocks;
+            let blocks = first..first + sums.len() / shape.block_len();
+            sums.fill(0.0);
+            for chunk in chunks.clone() {
+                add_chunk(shape, input, dy, &shape.chunk(chunk), blocks.clone(), sums);
+            }
+        });
     });
     collect(shape, scratch, dw);
 }
 
 /// Adds the parts up, in order, into the weight's own order.
 fn collect(shape: &Shape, partials: &[f32], dw: &mut [f32]) {
-    let (block, channels, outputs) = (shape.unit.block(), shape.channels, shape.outputs);
+    let (block, channels, outputs) = (shape.isa.block(), shape.channels, shape.outputs);
     dw.par_chunks_mut(outputs * 16).enumerate().for_each(|(chunk, rows)| {
         for (index, row) in rows.chunks_exact_mut(outputs).enumerate() {
             let at = (chunk * 16 + index) * block; // [tap, channel] in a block's sums
@@ -180,7 +178,7 @@ fn add_chunk(
 ) {
     let width = shape.output_sides[1];
     let n_pixels = chunk.images.len() * chunk.rows.len() * width;
-    let block = shape.unit.block();
+    let block = shape.isa.block();
     let mut work = |x: &[f32], is_gathered: bool| {
         with_scratch(&PANEL, n_pixels * block, |panel| {
             for (index, sums) in blocks.clone().zip(sums.chunks_exact_mut(shape.block_len())) {
@@ -192,7 +190,7 @@ fn add_chunk(
                     let work = Strip { channels: shape.channels, x, panel, walk, sums };
                     work.check(block);
                     // SAFETY: `check` made sure that the walk stays in its slices.
-                    unsafe { shape.unit.run(work) };
+                    unsafe { shape.isa.run(work) };
                 }
             }
         });
@@ -216,7 +214,7 @@ fn add_chunk(
 /// `[rows, W', images, block]` where images are narrow; zero past the last output.
 fn fill_panel(shape: &Shape, dy: &[f32], chunk: &Chunk, index: usize, panel: &mut [f32]) {
     let [height, width] = shape.output_sides;
-    let (block, outputs) = (shape.unit.block(), shape.outputs);
+    let (block, outputs) = (shape.isa.block(), shape.outputs);
     let columns = block.min(outputs - index * block);
     let pixels = chunk.rows.start * width..chunk.rows.end * width;
     let (image_step, pixel_step) =

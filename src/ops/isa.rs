@@ -1,0 +1,105 @@
+//! The instruction sets that kernels are compiled for, and which of them runs.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+/// The instructions that a kernel is run with.
+///
+/// Invariant, on which the kernel files rely: a value other than [`Isa::PORTABLE`] exists only after
+/// its instructions were detected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Set);
+
+/// What an [`Isa`] is, for kernels to match on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Set {
+    /// The target's baseline.
+    Portable,
+    /// AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F and VL, AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// The one that [`Isa::best`] answers with from its first call on.
+static CHOSEN: OnceLock<Isa> = OnceLock::new();
+
+impl Isa {
+    /// What the target's baseline offers.
+    pub const PORTABLE: Self = Self(Set::Portable);
+
+    /// All that this processor has, best last.
+    pub fn available() -> Vec<Self> {
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "only x86-64 adds"))]
+        let mut available = vec![Self::PORTABLE];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            if has_avx2 {
+                available.push(Self(Set::Avx2));
+            }
+            if has_avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                available.push(Self(Set::Avx512));
+            }
+        }
+        available
+    }
+
+    /// What kernels run with: the best there is, unless [`Isa::choose`] chose before.
+    pub fn best() -> Self {
+        *CHOSEN.get_or_init(|| Self::available().pop().unwrap_or(Self::PORTABLE))
+    }
+
+    /// Makes every kernel of the process run with `self`. The choice holds once; it comes too late
+    /// where a kernel has run with another.
+    ///
+    /// # Errors
+    /// What they run with already, if it differs.
+    pub fn choose(self) -> Result<(), Self> {
+        let chosen = *CHOSEN.get_or_init(|| self);
+        if chosen == self { Ok(()) } else { Err(chosen) }
+    }
+
+    pub(super) fn set(self) -> Set {
+        self.0
+    }
+}
+
+/// Its name in configuration.
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Set::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => "avx512",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_baseline_is_always_there_and_the_best_comes_last() {
+        let available = Isa::available();
+        assert_eq!(available.first(), Some(&Isa::PORTABLE));
+        assert_eq!(available.last(), Some(&Isa::best()));
+    }
+
+    #[test]
+    fn a_choice_after_the_first_kernel_is_refused_unless_it_is_the_same() {
+        let best = Isa::best();
+        assert_eq!(best.choose(), Ok(()));
+        for other in Isa::available().into_iter().filter(|isa| *isa != best) {
+            assert_eq!(other.choose(), Err(best));
+        }
+    }
+}
