@@ -1,7 +1,12 @@
-//! Our side of `scripts/bench-vs-pytorch`: reads lines `WORK ENCODER IMAGES THREADS` from stdin, does
-//! that work once on images of 32 px, and answers with the milliseconds it took. `train` is forward,
-//! backward and an SGD step of the encoder; `embed` is what the server does.
+//! Our side of `scripts/bench-vs-pytorch`: reads lines `WORK SUBJECT NUMBER THREADS` from stdin, does
+//! that work once, and answers with the milliseconds it took. The subject of `train` (forward,
+//! backward and an SGD step) and `embed` (what the server does) is an encoder, the number counts
+//! images of 32 px. The subject of `views` and `decode-views` is a JPEG file, of which two views are
+//! made, and made and decoded, 20 times; the number is their side. `memory` answers with the KiB by
+//! which the process grows, at most, in training steps.
 
+use selfstream::augment::{self, Augmenter, Preprocess, view_rng};
+use selfstream::decode;
 use selfstream::encoder::{Architecture, HostParams};
 use selfstream::ops::native::{Served, Tape};
 use selfstream::ops::update::{Sgd, sgd};
@@ -48,24 +53,76 @@ fn embed(architecture: Architecture, n_images: usize) -> Round {
     })
 }
 
+/// A line of this process's status in KiB.
+fn status_kib(name: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find(|line| line.starts_with(name)).expect("a line of the status");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
+/// The peak of three training steps over what the loaded process holds.
+fn memory_kib(architecture: Architecture, n_images: usize) -> f64 {
+    let plan = architecture.plan();
+    let params = HostParams::init(&plan, [1, 0]).expect("it fits memory");
+    let held = status_kib("VmRSS");
+    // Forgets the peak so far: proc_pid_clear_refs(5).
+    std::fs::write("/proc/self/clear_refs", "5").expect("Linux");
+    let mut step = train(architecture, n_images);
+    (0..3).for_each(|_| step());
+    std::hint::black_box(params);
+    status_kib("VmHWM") - held
+}
+
+/// How often views are made in a round.
+const VIEW_PAIRS: u64 = 20;
+
+fn views(path: &str, side_px: usize, is_decoded_anew: bool) -> Round {
+    let jpeg = std::fs::read(path).expect("the script wrote it");
+    let decoding = decode::Config::default();
+    let preprocess = Preprocess::imagenet(side_px);
+    let mut augmenter = Augmenter::new(&augment::Config::default(), &preprocess);
+    let mut out = vec![0.0; preprocess.input_len()];
+    let mut pixels = decode::decode(&jpeg, None, &decoding).expect("a JPEG");
+    Box::new(move || {
+        for use_count in 0..VIEW_PAIRS {
+            if is_decoded_anew {
+                pixels = decode::decode(&jpeg, None, &decoding).expect("a JPEG");
+            }
+            for view in [0, 1] {
+                let mut rng = view_rng(1, 2, use_count, view as u64);
+                augmenter.view(&pixels, view, &mut rng, &mut out);
+            }
+        }
+    })
+}
+
 #[expect(clippy::print_stdout, reason = "stdout is the way back to the script")]
 fn main() {
     // `cargo test --benches` asks with an argument of its own, and has no line for us.
     let mut rounds: HashMap<String, (rayon::ThreadPool, Round)> = HashMap::new();
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("stdin is text");
+        if let Some(of) = line.strip_prefix("memory ") {
+            let words: Vec<&str> = of.split_whitespace().collect();
+            let architecture = words[0].parse().expect("an encoder's name");
+            println!("{}", memory_kib(architecture, words[1].parse().expect("a number of images")));
+            std::io::stdout().flush().expect("the script listens");
+            continue;
+        }
         let (pool, round) = rounds.entry(line.clone()).or_insert_with(|| {
             let words: Vec<&str> = line.split_whitespace().collect();
-            let [work, encoder, n_images, threads] = words[..] else {
-                panic!("expected WORK ENCODER IMAGES THREADS, not {line:?}")
+            let [work, subject, number, threads] = words[..] else {
+                panic!("expected WORK SUBJECT NUMBER THREADS, not {line:?}")
             };
-            let architecture = encoder.parse().expect("an encoder's name");
-            let n_images = n_images.parse().expect("a number of images");
+            let number = number.parse().expect("a number of images or a side");
             let threads = threads.parse().expect("a number of threads");
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let architecture = || subject.parse().expect("an encoder's name");
             let round = match work {
-                "train" => train(architecture, n_images),
-                "embed" => embed(architecture, n_images),
+                "train" => train(architecture(), number),
+                "embed" => embed(architecture(), number),
+                "views" => views(subject, number, false),
+                "decode-views" => views(subject, number, true),
                 other => panic!("unknown work {other:?}"),
             };
             (pool.expect("a pool starts"), round)

@@ -1,19 +1,25 @@
 """PyTorch's side of bench-vs-pytorch, and the loop that runs both sides round about.
 
-Both do the same work on random images of 32 px: `train` is forward, backward and an SGD step with
-momentum of the encoder in f32; `embed` is the forward pass in evaluation mode. PyTorch runs in each of
-its modes that applies (memory layout, traced and frozen for embedding), and its fastest median counts.
+Both do the same work: `train` is forward, backward and an SGD step with momentum of the encoder in
+f32 on random images of 32 px; `embed` is the forward pass in evaluation mode; `views` makes two views
+of an image of that side by SimCLR's augmentation, `decode-views` decodes a JPEG of 500 x 375 for them.
+PyTorch runs in each of its modes that applies (memory layout, traced and frozen for embedding), and its
+fastest median counts; views are torchvision's, of uint8 tensors.
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import subprocess
+import tempfile
 import time
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.io import decode_jpeg, encode_jpeg
+from torchvision.transforms import v2
 
 SIDE_PX = 32
 WIDTHS = {"slim-resnet": [32, 64, 128, 256], "resnet18": [64, 128, 256, 512]}
@@ -136,19 +142,75 @@ def peers(work, encoder, n_images):
             for name, layout in layouts.items() for frozen in (False, True)}
 
 
+VIEW_PAIRS = 20
+# Side of the views; height and width of the JPEG.
+VIEWS = [("views", 32, (32, 32)), ("decode-views", 224, (375, 500))]
+
+
+def photo(height, width):
+    """Smooth waves under a little noise, about as hard to compress as a photo."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    waves = [(at / period).sin() * 90 + 128 for at, period in ((x, 23), (y, 31), (x + y, 47))]
+    pixels = torch.stack(waves) + torch.randint(0, 16, (3, height, width))
+    return encode_jpeg(pixels.clamp(0, 255).to(torch.uint8), quality=85)
+
+
+def making_views(jpeg, side_px, is_decoded_anew):
+    blur = [v2.RandomApply([v2.GaussianBlur(side_px // 20 * 2 + 1, (0.1, 2.0))], 0.5)]
+    transform = v2.Compose([
+        v2.RandomResizedCrop(side_px, scale=(0.2, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(), v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
+        v2.RandomGrayscale(0.2), *(blur if side_px >= 64 else []),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+    decoded = decode_jpeg(jpeg)
+
+    def work():
+        for _ in range(VIEW_PAIRS):
+            pixels = decode_jpeg(jpeg) if is_decoded_anew else decoded
+            transform(pixels), transform(pixels)
+    return work
+
+
+def status_kib(name):
+    with open("/proc/self/status", encoding="utf-8") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def memory_kib(encoder, n_images):
+    """The peak of three training steps over what the process holds with the encoder loaded."""
+    loaded = build(encoder)
+    held = status_kib("VmRSS")
+    with open("/proc/self/clear_refs", "w", encoding="utf-8") as peak:
+        peak.write("5")
+    step = training(encoder, n_images, torch.channels_last)
+    for _ in range(3):
+        step()
+    del loaded
+    return status_kib("VmHWM") - held
+
+
+def compare_memory(executable, encoder, n_images):
+    """Each side in a process of its own; the row of the table."""
+    ours = subprocess.run([executable], input=f"memory {encoder} {n_images}\n", text=True,
+                          capture_output=True, check=True)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        peer = pool.apply(memory_kib, (encoder, n_images)) / 1024
+    mine = float(ours.stdout) / 1024
+    return {"work": f"memory of train {encoder}, {n_images} images", "threads": 1, "ours": mine,
+            "peer": peer, "unit": "MiB", "ratio": peer / mine, "mode": "channels_last"}
+
+
 def milliseconds(work):
     began = time.perf_counter()
     work()
     return (time.perf_counter() - began) * 1e3
 
 
-def compare(ours, work, encoder, n_images, threads, rounds):
-    """Rounds of every side in turn, after one that warms up; the row of the table."""
-    torch.set_num_threads(threads)
-    modes = peers(work, encoder, n_images)
-
+def compare(ours, line, modes, rounds):
+    """Rounds of our `line` and of every mode in turn, after one that warms up; the medians."""
     def our_round():
-        ours.stdin.write(f"{work} {encoder} {n_images} {threads}\n")
+        ours.stdin.write(line + "\n")
         ours.stdin.flush()
         return float(ours.stdout.readline())
     times = {"ours": [], **{name: [] for name in modes}}
@@ -159,8 +221,32 @@ def compare(ours, work, encoder, n_images, threads, rounds):
     medians = {name: statistics.median(all_[1:]) for name, all_ in times.items()}
     mode = min(modes, key=medians.get)
     mine, peer = medians["ours"], medians[mode]
-    return {"work": f"{work} {encoder}, {n_images} images", "threads": threads, "ours": mine,
-            "peer": peer, "unit": "ms", "ratio": peer / mine, "mode": mode, "rounds": rounds}
+    return {"ours": mine, "peer": peer, "unit": "ms", "ratio": peer / mine, "mode": mode,
+            "rounds": rounds}
+
+
+def rows(executable, ours, quick):
+    """The rows of the table, as they are measured."""
+    few = 3 if quick else 7
+    for work, encoder, n_images in WORKS:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            rounds = few * (1 if work == "train" else 3)
+            line = f"{work} {encoder} {n_images} {threads}"
+            measured = compare(ours, line, peers(work, encoder, n_images), rounds)
+            yield {"work": f"{work} {encoder}, {n_images} images", "threads": threads, **measured}
+    torch.set_num_threads(1)
+    for work, side_px, size in VIEWS:
+        with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+            jpeg = photo(*size)
+            file.write(bytes(jpeg.tolist()))
+            file.flush()
+            modes = {"torchvision": making_views(jpeg, side_px, work != "views")}
+            measured = compare(ours, f"{work} {file.name} {side_px} 1", modes, few * 3)
+            yield {"work": f"{VIEW_PAIRS} x {work}, {side_px} px", "threads": 1, **measured}
+    for work, encoder, n_images in WORKS:
+        if work == "train":
+            yield compare_memory(executable, encoder, n_images)
 
 
 def processor():
@@ -177,21 +263,18 @@ def main():
     ours = subprocess.Popen([arguments.ours], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                             text=True)
     capability = torch.backends.cpu.get_cpu_capability()
-    print(f"{processor()}, {capability}; PyTorch {torch.__version__}; medians in ms\n")
+    print(f"{processor()}, {capability}; PyTorch {torch.__version__}; medians in ms (memory in MiB)\n")
     print("| work | threads | ours | PyTorch | ratio | its fastest mode |")
     print("|---|---|---|---|---|---|")
-    rows = []
-    for work, encoder, n_images in WORKS:
-        for threads in (1, 2):
-            rounds = (3 if arguments.quick else 7) * (1 if work == "train" else 3)
-            row = compare(ours, work, encoder, n_images, threads, rounds)
-            rows.append(row)
-            print(f"| {row['work']} | {threads} | {row['ours']:.4g} | {row['peer']:.4g} | "
-                  f"{row['ratio']:.2f} | {row['mode']} |", flush=True)
+    table = []
+    for row in rows(arguments.ours, ours, arguments.quick):
+        table.append(row)
+        print(f"| {row['work']} | {row['threads']} | {row['ours']:.4g} | {row['peer']:.4g} | "
+              f"{row['ratio']:.2f} | {row['mode']} |", flush=True)
     ours.stdin.close()
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as out:
-            json.dump(rows, out, indent=1)
+            json.dump(table, out, indent=1)
     if ours.wait() != 0:
         raise SystemExit("our side failed")
 

@@ -10,7 +10,7 @@ use super::log;
 use super::summary::RunSummary;
 use crate::config::{Config, LogForm};
 use crate::learner::{Limits, schedule};
-use crate::{metrics, pipeline, shutdown};
+use crate::{augment, metrics, pipeline, shutdown};
 use anyhow::{Context, Result};
 use images::DemoImages;
 use probe::Probe;
@@ -43,6 +43,11 @@ pub(super) struct Args {
 
 /// How often the demo's encoder goes live: often, so that there is something to see.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(10);
+
+/// SimCLR's s for ImageNet. On Fashion-MNIST 314 steps at the default, that for CIFAR's colours, learn
+/// brightness, by which grey images are told apart: kNN .750 on 4,200 images, .798 at this strength,
+/// where an untrained encoder has .775.
+const JITTER_STRENGTH: f32 = 1.0;
 
 /// A demo that ends after `steps` lets its rate fall to zero there: an end that is known teaches more
 /// than one that comes unawares.
@@ -120,6 +125,9 @@ fn config(
     config.kafka.properties.extend([wait]);
     config.checkpoint.dir = state.join("checkpoints");
     config.input.side_px = images.side_px();
+    if config.augment == augment::Config::default() {
+        config.augment.jitter_strength = JITTER_STRENGTH;
+    }
     config.server.listen.set_port(args.port);
     config.snapshot.every = SNAPSHOT_EVERY;
     if let Some(images) = args.stop_after {
