@@ -342,6 +342,29 @@ mod tests {
         }
     }
 
+    /// Every dotted key under `table` whose value is no table itself.
+    fn keys(prefix: &str, table: &toml::Table) -> Vec<String> {
+        let below = |(key, value): (&String, &toml::Value)| {
+            let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            value.as_table().map_or_else(|| vec![key.clone()], |table| keys(&key, table))
+        };
+        table.iter().flat_map(below).collect()
+    }
+
+    /// A table is a value of the wrong kind everywhere.
+    #[test]
+    fn every_documented_key_refuses_a_value_of_another_kind_by_name() {
+        let documented: toml::Table = toml::from_str(DEFAULT_TOML).unwrap();
+        let keys = keys("", &documented);
+        assert!(keys.len() > 50, "{keys:?}");
+        for key in keys {
+            let message = message(&format!("{key} = {{ no = 1 }}"));
+            // What is chosen by a tag is refused as a whole.
+            let named = key.strip_suffix(".kind").unwrap_or(&key);
+            assert!(message.contains(named), "{key}: {message}");
+        }
+    }
+
     /// A value of the wrong kind: the message names the key and the value's kind.
     #[test]
     fn values_of_the_wrong_kind_and_unknown_names_are_refused_by_name() {

@@ -6,13 +6,14 @@ use crate::config::Config;
 use crate::decode::pool::{Pool, Size};
 use crate::learner::trainer::{Recipe, Trainer};
 use crate::learner::{self, Inputs, Learner, Limits, Refuse, Settings, Summary, Vitals};
+use crate::replay::Policy;
 use crate::server::{self, Server};
 use crate::sink::dead_letter::DeadLetters;
 use crate::snapshot::{Encoded, Provenance, Registry, Snapshot};
 use crate::source::folder::Folder;
 use crate::source::kafka::{Kafka, Lag};
 use crate::source::{self, LearnerLink, Link, Source};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -187,6 +188,14 @@ fn start_learner(
 }
 
 fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learner> {
+    // Without replay nothing tops a last, smaller batch up.
+    let batch_images = config.batch.images as u64;
+    let is_whole = limits.images.is_none_or(|images| images % batch_images == 0);
+    ensure!(
+        is_whole || config.replay.policy != Policy::None,
+        "an end after a number of images must be whole batches of {batch_images} where \
+         replay.policy = \"none\""
+    );
     let trainer = open_trainer(config)?;
     let views = ViewSpec {
         seed: config.run.seed,

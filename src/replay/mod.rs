@@ -9,6 +9,8 @@
 //! 3. add its row to [`Config::build`];
 //! 4. run `scripts/test replay`: the contract tests walk [`Policy::ALL`].
 
+mod fifo;
+mod none;
 mod reservoir;
 
 use crate::seed::{self, Purpose, Rng};
@@ -21,7 +23,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// How the buffer chooses: `reservoir` keeps a uniform sample of all images ever learned.
+    /// How the buffer chooses: `reservoir` keeps a uniform sample of all images ever learned, `fifo`
+    /// the newest, `none` nothing.
     pub policy: Policy,
     /// The most bytes of images it holds, in memory and again on disk.
     pub max_bytes: usize,
@@ -40,11 +43,15 @@ pub enum Policy {
     /// A uniform sample of the past.
     #[default]
     Reservoir,
+    /// The newest images.
+    Fifo,
+    /// No images.
+    None,
 }
 
 impl Policy {
     /// Every kind, for tests that walk them.
-    pub const ALL: [Self; 1] = [Self::Reservoir];
+    pub const ALL: [Self; 3] = [Self::Reservoir, Self::Fifo, Self::None];
 }
 
 impl Config {
@@ -60,6 +67,8 @@ impl Config {
     pub fn build(&self, seed: u64) -> Box<dyn Replay> {
         match self.policy {
             Policy::Reservoir => Box::new(reservoir::Reservoir::new(self.max_bytes, seed)),
+            Policy::Fifo => Box::new(fifo::Fifo::new(self.max_bytes)),
+            Policy::None => Box::<none::None>::default(),
         }
     }
 }
