@@ -1,6 +1,7 @@
 //! How the operations of an encoder's plan are computed. [`native`] trains and serves on the CPU by
 //! kernels of its own. [`candle`] is the interpreter on tensors with autograd: for other devices, and
-//! the oracle of the native one; its CPU kernels are `cpu`'s loops over flat slices.
+//! the oracle of the native one; its CPU kernels are `cpu`'s loops over flat slices, and `cuda` has
+//! what candle lacks on a GPU.
 //!
 //! The contract of an operation:
 //!
@@ -27,6 +28,8 @@ use std::thread::LocalKey;
 
 pub mod candle;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod isa;
 mod matrix;
 mod multiply;

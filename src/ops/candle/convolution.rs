@@ -3,7 +3,9 @@
 use super::{floats, with_floats};
 use crate::ops::Geometry;
 use crate::ops::cpu::convolution::{self as cpu, Shape};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Tensor, bail};
+#[cfg(feature = "cuda")]
+use crate::ops::cuda;
+use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Tensor, bail};
 
 /// Convolves `x [N, H, W, C]` with `weight [K, K, C, O]` to `[N, H', W', O]`.
 ///
@@ -11,15 +13,17 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Tensor, bail};
 /// If the shapes do not fit each other and `geometry`, a number is not f32, or no window fits.
 pub fn convolution(x: &Tensor, weight: &Tensor, geometry: Geometry) -> Result<Tensor> {
     let shape = shape(x, weight, geometry)?;
-    if x.device().is_cpu() {
-        x.contiguous()?.apply_op2(&weight.contiguous()?, Convolution { shape })
-    } else {
-        composed(x, weight, geometry)
+    match x.device() {
+        Device::Cpu => x.contiguous()?.apply_op2(&weight.contiguous()?, Convolution { shape }),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::convolution(x, weight, shape, cuda::Math::USUAL),
+        _ => composed(x, weight, geometry),
     }
 }
 
-/// The same by candle's own convolution: what other devices run, and the oracle. Its backward pass
-/// refuses images whose height and width leave different numbers of pixels that no window reaches.
+/// The same by candle's own convolution: the oracle, and what devices without a fast path run. Its
+/// backward pass refuses images whose height and width leave different numbers of pixels that no
+/// window reaches.
 fn composed(x: &Tensor, weight: &Tensor, geometry: Geometry) -> Result<Tensor> {
     let images = x.permute((0, 3, 1, 2))?.contiguous()?;
     let kernel = weight.permute((3, 2, 0, 1))?.contiguous()?;
@@ -104,6 +108,8 @@ impl CustomOp2 for Convolution {
 mod tests {
     use super::super::oracle::*;
     use super::*;
+    #[cfg(feature = "cuda")]
+    use crate::device::under_test;
     use candle_core::Var;
     use proptest::prelude::*;
 
@@ -211,16 +217,15 @@ mod tests {
     fn untracked_images_and_frozen_weights_get_no_gradient() -> Result<()> {
         let [x, weight] = inputs(2, [5, 5], [3, 4], 3);
         let (x, weight) = (Var::from_tensor(&x)?, Var::from_tensor(&weight)?);
-        let node = |x: &Tensor, weight: &Tensor| Convolution {
-            shape: shape(x, weight, geometry(3, 1, 1)).expect("they fit"),
-        };
         for (x, weight) in [
             (x.as_detached_tensor(), weight.as_tensor().clone()),
             (x.as_tensor().clone(), weight.as_detached_tensor()),
         ] {
             let y = convolution(&x, &weight, geometry(3, 1, 1))?;
-            let (dx, dw) = node(&x, &weight).bwd(&x, &weight, &y, &y.ones_like()?)?;
-            assert_eq!((dx.is_some(), dw.is_some()), (x.track_op(), weight.track_op()));
+            let gradients = y.sum_all()?.backward()?;
+            for argument in [x, weight] {
+                assert_eq!(gradients.get(&argument).is_some(), argument.track_op());
+            }
         }
         Ok(())
     }
@@ -237,6 +242,27 @@ mod tests {
             |x| convolution(&turn(&x[0])?, &x[1], geometry(3, 1, 1))?.permute((3, 1, 2, 0)),
             |x| composed(&turn(&x[0])?, &x[1], geometry(3, 1, 1))?.permute((3, 1, 2, 0)),
         );
+    }
+
+    /// TF32 keeps 11 significant bits of each factor. Cut off, a product is off by 2^-9 at most; a
+    /// sum of products of either sign is taken to be off by no more than 2^-8 of the largest sum.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn tf32_is_off_by_its_rounding_alone() {
+        if !under_test().is_cuda() {
+            println!("skipped: SELFSTREAM_TEST_DEVICE is not cuda");
+            return;
+        }
+        for geometry in [geometry(3, 1, 1), geometry(3, 2, 1), geometry(1, 2, 0)] {
+            let on_gpu = |x: &[Tensor]| {
+                let shape = shape(&x[0], &x[1], geometry)?;
+                cuda::convolution(&x[0], &x[1], shape, cuda::Math::Tf32)
+            };
+            let inputs = inputs(33, [15, 15], [64, 48], geometry.kernel);
+            assert_twins(&format!("{geometry:?}"), 1.0 / 256.0, &inputs, on_gpu, |x| {
+                composed(&x[0], &x[1], geometry)
+            });
+        }
     }
 
     #[test]

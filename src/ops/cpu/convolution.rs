@@ -40,7 +40,7 @@ thread_local! {
 }
 
 /// The sizes of one convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Shape {
     /// N.
     pub(crate) images: usize,
