@@ -26,9 +26,8 @@ impl Device {
     pub fn open(self) -> Result<candle_core::Device> {
         match self {
             Self::Cpu => Ok(candle_core::Device::Cpu),
-            Self::Cuda => candle_core::Device::new_cuda(0)
-                .context("run.device = \"cuda\", but no GPU can be used"),
-            Self::Auto => match candle_core::Device::new_cuda(0) {
+            Self::Cuda => open_gpu().context("run.device = \"cuda\", but no GPU can be used"),
+            Self::Auto => match open_gpu() {
                 Ok(device) => {
                     info!("computing on the GPU");
                     Ok(device)
@@ -42,6 +41,29 @@ impl Device {
             },
         }
     }
+}
+
+/// The first GPU, with one stream for all threads. Candle's `new_cuda` gives each thread a stream of
+/// its own and nothing that orders them, but weights are made by the learner's thread and read by
+/// those that serve.
+fn open_gpu() -> candle_core::Result<candle_core::Device> {
+    candle_core::Device::new_cuda_with_stream(0)
+}
+
+/// Where tests compute: what `SELFSTREAM_TEST_DEVICE` names, or the CPU. It is one device for all of
+/// them, so that tensors of any two meet. One that was asked for and is not there fails the test.
+#[cfg(test)]
+pub(crate) fn under_test() -> candle_core::Device {
+    static DEVICE: std::sync::OnceLock<candle_core::Device> = std::sync::OnceLock::new();
+    let open = || {
+        let device = match std::env::var("SELFSTREAM_TEST_DEVICE").as_deref() {
+            Err(_) | Ok("" | "cpu") => Device::Cpu,
+            Ok("cuda") => Device::Cuda,
+            Ok(other) => panic!("SELFSTREAM_TEST_DEVICE = {other:?}, it must be cpu or cuda"),
+        };
+        device.open().expect("SELFSTREAM_TEST_DEVICE names a device that is there")
+    };
+    DEVICE.get_or_init(open).clone()
 }
 
 /// The vector instructions that a CPU computes with.

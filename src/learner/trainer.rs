@@ -175,6 +175,7 @@ fn split_groups(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::under_test;
     use crate::encoder::Architecture;
 
     const SIDE_PX: usize = 12;
@@ -189,7 +190,7 @@ mod tests {
             optimizer: &optimizer::Config::default(),
             schedule: &schedule,
             seed: 5,
-            device: &Device::Cpu,
+            device: &under_test(),
         })
         .unwrap()
     }

@@ -54,6 +54,7 @@ pub(super) fn open(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::under_test;
     use crate::encoder::Architecture;
 
     /// The oracle of the whole training step: both take the same one, from either's checkpoint.
@@ -62,10 +63,10 @@ mod tests {
         let plan = Architecture::SlimResnet.plan();
         let config = optimizer::Config::default();
         let mut host = host::Host::new(&plan, 16, &config, 3).unwrap();
-        let mut tensors = tensors::Tensors::new(&plan, 16, &config, 3, &Device::Cpu).unwrap();
+        let mut tensors = tensors::Tensors::new(&plan, 16, &config, 3, &under_test()).unwrap();
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let pull: Vec<f32> = (0..6 * 256).map(|i| ((i * 31) % 17) as f32 / 17.0 - 0.5).collect();
-        let pull = Tensor::from_vec(pull, (6, 256), &Device::Cpu).unwrap();
+        let pull = Tensor::from_vec(pull, (6, 256), &under_test()).unwrap();
         let step = |backbone: &mut dyn Backbone| {
             let features = backbone.forward(views.clone()).unwrap();
             backbone.step(&pull, 0.01).unwrap();

@@ -109,17 +109,17 @@ fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::under_test;
     use crate::encoder::Architecture;
-    use candle_core::Device;
 
     fn images(n: usize, side: usize) -> Tensor {
         let len = n * side * side * 3;
         let values = (0..len).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect();
-        Tensor::from_vec(values, (n, side, side, 3), &Device::Cpu).unwrap()
+        Tensor::from_vec(values, (n, side, side, 3), &under_test()).unwrap()
     }
 
     fn params(plan: &Plan) -> Params {
-        Params::init(&plan.weights, &plan.moments, [1, 0], &Device::Cpu).unwrap()
+        Params::init(&plan.weights, &plan.moments, [1, 0], &under_test()).unwrap()
     }
 
     #[test]
@@ -143,7 +143,7 @@ mod tests {
         let params = params(&plan);
         let images = images(4, 16);
         let target: Vec<f32> = (0..4 * plan.feature_dim).map(|i| (i % 5) as f32).collect();
-        let target = Tensor::from_vec(target, (4, plan.feature_dim), &Device::Cpu).unwrap();
+        let target = Tensor::from_vec(target, (4, plan.feature_dim), &under_test()).unwrap();
         let loss = || {
             let features = forward_train(&plan, &params, &images).unwrap().features;
             (features - &target).unwrap().sqr().unwrap().mean_all().unwrap()

@@ -311,7 +311,7 @@ mod tests {
             TOLERANCE,
             inputs,
             |x| batch_norm(&x[0], &x[1], &x[2], x.get(3), how)?.0 * &clear,
-            |x| composed(&x[0], &x[1], &x[2], x.get(3), how)?.0 * &clear,
+            |x| composed(&x[0], &x[1], &x[2], x.get(3), how)?.0 * clear.to_device(x[0].device())?,
         );
     }
 

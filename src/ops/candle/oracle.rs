@@ -1,15 +1,16 @@
-//! What the tests of the nodes share: seeded tensors, and one law, that a fast path and its
-//! composed twin have the same values and gradients.
+//! What the tests of the nodes share: seeded tensors on the device under test, and one law, that a
+//! fast path there and its composed twin on the CPU have the same values and gradients.
 
+use crate::device::under_test;
 use candle_core::{Device, Result, Tensor, Var};
 
-/// Numbers of -1..1, the same for the same seed, on the CPU.
+/// Numbers of -1..1, the same for the same seed, on the device under test.
 pub(crate) fn noise(seed: u64, shape: &[usize]) -> Tensor {
     let mut rng = crate::seed::rng(seed, crate::seed::Purpose::Init, &[]);
     let values: Vec<f32> = (0..shape.iter().product::<usize>())
         .map(|_| rand::RngExt::random_range(&mut rng, -1.0..1.0))
         .collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).expect("as many values as the shape has")
+    Tensor::from_vec(values, shape, &under_test()).expect("as many values as the shape has")
 }
 
 /// The numbers of a tensor, flat.
@@ -37,7 +38,7 @@ pub(crate) fn differentiate(
     let variables: Vec<Var> = inputs.iter().map(Var::from_tensor).collect::<Result<_>>()?;
     let tracked: Vec<Tensor> = variables.iter().map(|var| var.as_tensor().clone()).collect();
     let value = operation(&tracked)?;
-    let loss = (&value * noise(99, value.dims()))?.sum_all()?;
+    let loss = (&value * noise(99, value.dims()).to_device(value.device())?)?.sum_all()?;
     let gradients = loss.backward()?;
     let mut all = vec![value.detach()];
     for variable in &variables {
@@ -46,8 +47,8 @@ pub(crate) fn differentiate(
     Ok(all)
 }
 
-/// Asserts that value and gradients of `fast` are those of `oracle` to `tolerance`
-/// (see [`relative_error`]).
+/// Asserts that value and gradients of `fast` at `inputs` are those of `oracle` at their copies on
+/// the CPU to `tolerance` (see [`relative_error`]).
 pub(crate) fn assert_twins(
     context: &str,
     tolerance: f32,
@@ -56,7 +57,9 @@ pub(crate) fn assert_twins(
     oracle: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) {
     let fast = differentiate(inputs, fast).expect("the fast path runs");
-    let oracle = differentiate(inputs, oracle).expect("the oracle runs");
+    let copies = inputs.iter().map(|input| input.to_device(&Device::Cpu));
+    let copies: Vec<Tensor> = copies.collect::<Result<_>>().expect("the CPU has room for them");
+    let oracle = differentiate(&copies, oracle).expect("the oracle runs");
     for (index, (fast, oracle)) in fast.iter().zip(&oracle).enumerate() {
         let error = relative_error(fast, oracle);
         assert!(error <= tolerance, "{context}: result {index} is off by {error}");
