@@ -2,7 +2,7 @@
 
 mod file;
 
-pub use file::{Encoded, read};
+pub use file::{Encoded, list, read};
 
 use crate::augment::Preprocess;
 use crate::setting::{Invalid, within};
@@ -24,7 +24,7 @@ pub struct Config {
     pub every: Duration,
     /// Versions that stay in memory and answer by name.
     pub resident: usize,
-    /// Folder in which published versions are kept; unset, they are not.
+    /// Folder in which published versions and the run's history are kept; unset, they are not.
     pub dir: Option<PathBuf>,
     /// Versions that are kept there.
     pub keep: usize,

@@ -1,7 +1,8 @@
 //! The learner: the one thread that changes weights, and the authority on what is done.
 
 mod arrivals;
-mod backbone;
+pub(crate) mod backbone;
+pub mod history;
 mod journal;
 mod listen;
 mod open;

@@ -2,6 +2,7 @@
 
 use super::Learner;
 use super::arrivals::{Arrivals, Refuse};
+use super::history::History;
 use super::journal::Journal;
 use super::publish::Publisher;
 use super::state::{self, State};
@@ -103,11 +104,15 @@ impl Learner {
         if let Some(journal) = &mut journal {
             journal.restored(trainer.progress().steps)?;
         }
+        let step = trainer.progress().steps;
+        let open_history = |dir| History::open(dir, step);
+        let history = settings.snapshot.dir.as_deref().map(open_history).transpose()?;
         let publisher = Publisher::new(
             &settings.snapshot,
             &settings.gate,
             (settings.architecture, settings.views.preprocess.clone()),
             inputs.registry,
+            history,
         );
         let mut learner = Self {
             arrivals: Arrivals::new(inputs.outcomes, inputs.refuse, tracker, learner_id),

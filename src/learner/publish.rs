@@ -1,6 +1,7 @@
 //! Snapshots go live: when, after which checks, and how fresh they are.
 
-use super::trainer::Trainer;
+use super::history::{Candidate, History};
+use super::trainer::{StepReport, Trainer};
 use super::vitals::Freshness;
 use crate::augment::Preprocess;
 use crate::encoder::Architecture;
@@ -22,6 +23,8 @@ pub(super) struct Publisher {
     architecture: Architecture,
     preprocess: Preprocess,
     registry: Arc<Registry>,
+    /// Kept where snapshots are.
+    history: Option<History>,
     last_at: Instant,
     last_step: u64,
     version: Option<String>,
@@ -37,6 +40,7 @@ impl Publisher {
         gate: &gate::Config,
         (architecture, preprocess): (Architecture, Preprocess),
         registry: Arc<Registry>,
+        history: Option<History>,
     ) -> Self {
         Self {
             config: config.clone(),
@@ -44,6 +48,7 @@ impl Publisher {
             architecture,
             preprocess,
             registry,
+            history,
             last_at: Instant::now(),
             last_step: 0,
             version: None,
@@ -59,6 +64,13 @@ impl Publisher {
             && self.waiting_ms.len() < WAITING_IMAGES
         {
             self.waiting_ms.push(timestamp_ms);
+        }
+    }
+
+    /// Notes a step, for the history.
+    pub(super) fn stepped(&mut self, report: &StepReport) {
+        if let Some(history) = &mut self.history {
+            history.stepped(report);
         }
     }
 
@@ -95,7 +107,14 @@ impl Publisher {
             Encoded::new(self.architecture, &self.preprocess, &arrays, provenance, device)?;
         let encoder = &encoded.snapshot.encoder;
         let embeddings = encoder.embed(probe, n_probe)?;
-        let spread = match gate::check(&self.gate, &embeddings, encoder.feature_dim()) {
+        let checked = gate::check(&self.gate, &embeddings, encoder.feature_dim());
+        if let Some(history) = &mut self.history {
+            let spread = gate::spread(&embeddings, encoder.feature_dim());
+            let version = checked.is_ok().then(|| encoded.snapshot.version.clone());
+            let time_ms = encoded.snapshot.provenance.created_ms;
+            history.note(Candidate { step, images_learned, spread, version, time_ms })?;
+        }
+        let spread = match checked {
             Ok(spread) => spread,
             Err(refused) => {
                 warn!(step, reason = %refused, "this encoder does not go live");

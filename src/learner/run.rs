@@ -162,6 +162,7 @@ impl Learner {
             warn!(step = self.trainer.progress().steps, loss, "the loss is not finite");
         }
         self.losses.push(loss, took);
+        self.publisher.stepped(&report);
         counter!("selfstream_steps_total").increment(1);
         gauge!("selfstream_loss_nats").set(loss);
         gauge!("selfstream_learning_rate_ratio").set(rate);

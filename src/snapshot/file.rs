@@ -171,7 +171,10 @@ fn read_provenance(path: &Path) -> Result<Provenance> {
 }
 
 /// Snapshot files of `dir` with their steps, newest first.
-fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+///
+/// # Errors
+/// A folder that cannot be read, or a damaged provenance in it.
+pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut snapshots = vec![];
     for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
         let path = entry?.path();

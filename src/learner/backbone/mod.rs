@@ -16,7 +16,7 @@ const ENCODER_STREAM: u64 = 0;
 const ENCODER: &str = "encoder.";
 
 /// An encoder with its optimiser. One step is `forward`, then `step`.
-pub(super) trait Backbone: Send {
+pub(crate) trait Backbone: Send {
     /// The features `[N, D]`, a leaf, of `views`, flat `[N, H, W, C]`.
     fn forward(&mut self, views: Vec<f32>) -> Result<Tensor>;
 
@@ -37,7 +37,7 @@ pub(super) trait Backbone: Send {
 ///
 /// # Errors
 /// Whatever the device reports.
-pub(super) fn open(
+pub(crate) fn open(
     plan: &Plan,
     side_px: usize,
     optimizer: &optimizer::Config,
