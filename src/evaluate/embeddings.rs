@@ -51,6 +51,11 @@ impl Embeddings {
         &self.values[index * self.dim..][..self.dim]
     }
 
+    /// All rows, one after another.
+    pub(super) fn values(&self) -> &[f32] {
+        &self.values
+    }
+
     /// All rows in order, `[D]` each.
     pub fn rows(&self) -> std::slice::ChunksExact<'_, f32> {
         self.values.chunks_exact(self.dim)

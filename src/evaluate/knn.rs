@@ -76,12 +76,26 @@ impl<'a> Reference<'a> {
     /// # Errors
     /// If the queries are of another dimension.
     pub fn classify(&self, queries: &Embeddings) -> Result<Vec<usize>, EvaluateError> {
-        if queries.dim() != self.embeddings.dim() {
-            let (expected, found) = (self.embeddings.dim(), queries.dim());
-            return Err(EvaluateError::Dimension { expected, found });
-        }
+        self.check(queries)?;
         let queries = queries.normalised();
         Ok(self.vote(&self.nearest(&queries, |_, _| true), weight))
+    }
+
+    /// The nearest references of each of `queries`, `[M, D]`: at most [`NEIGHBOURS`], nearest first.
+    ///
+    /// # Errors
+    /// If the queries are of another dimension.
+    pub fn neighbours(&self, queries: &Embeddings) -> Result<Vec<Vec<Neighbour>>, EvaluateError> {
+        self.check(queries)?;
+        let nearest = self.nearest(&queries.normalised(), |_, _| true);
+        let neighbour = |(similarity, reference)| Neighbour { reference, similarity };
+        let list = |found: Neighbours| found.nearest_first.into_iter().map(neighbour).collect();
+        Ok(nearest.into_iter().map(list).collect())
+    }
+
+    fn check(&self, queries: &Embeddings) -> Result<(), EvaluateError> {
+        let (expected, found) = (self.embeddings.dim(), queries.dim());
+        if expected == found { Ok(()) } else { Err(EvaluateError::Dimension { expected, found }) }
     }
 
     /// The class of each reference among all others.
@@ -142,6 +156,15 @@ impl<'a> Reference<'a> {
         };
         nearest.iter().map(class).collect()
     }
+}
+
+/// A reference near a query.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Neighbour {
+    /// Which reference, by its row.
+    pub reference: usize,
+    /// Cosine similarity.
+    pub similarity: f32,
 }
 
 /// The nearest references so far, at most [`NEIGHBOURS`], given in the order of their positions.
@@ -329,6 +352,22 @@ mod tests {
         // Of equally near references the first 20 vote.
         let labels: Vec<_> = (0..100).map(|index| usize::from(index >= 15)).collect();
         assert_eq!(classify(&labels), 0);
+    }
+
+    #[test]
+    fn neighbours_come_nearest_first_with_their_similarity() {
+        let reference = Embeddings::new(vec![0.0, 2.0, 3.0, 4.0, 5.0, 0.0], 2).unwrap();
+        let query = Embeddings::new(vec![9.0, 0.0], 2).unwrap();
+        let classifier = Reference::new(&reference, &[0, 0, 0]).unwrap();
+        let found = &classifier.neighbours(&query).unwrap()[0];
+        let expected = [(2, 1.0), (1, 0.6), (0, 0.0)];
+        for (found, (reference, similarity)) in found.iter().zip(expected) {
+            assert_eq!(found.reference, reference);
+            assert!((found.similarity - similarity).abs() < 1e-6);
+        }
+        assert_eq!(found.len(), 3);
+        assert!(classifier.neighbours(&reference.clone()).is_ok());
+        assert!(classifier.neighbours(&Embeddings::new(vec![1.0; 3], 3).unwrap()).is_err());
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub struct Labelled {
     pub embeddings: Embeddings,
     /// Their classes.
     pub labels: Vec<usize>,
+    /// Where the images stand in their collection.
+    pub positions: Vec<usize>,
 }
 
 /// At most `limit_images` positions of `collection` in ascending order, drawn uniformly by `seed`
@@ -124,13 +126,20 @@ pub fn embed(
                 embedded.embeddings.append(embeddings)?;
                 embedded.labels.extend(labels);
             }
-            None => embedded = Some(Labelled { embeddings, labels: labels.collect() }),
+            None => {
+                let (labels, positions) = (labels.collect(), positions.to_vec());
+                embedded = Some(Labelled { embeddings, labels, positions });
+            }
         }
     }
     embedded.ok_or(EvaluateError::NoReference)
 }
 
-fn example(
+/// The image of `collection` at `index`.
+///
+/// # Errors
+/// If it cannot be read, is unlabelled, or of a class not in `classes`.
+pub(super) fn example(
     collection: &Collection,
     index: usize,
     classes: &Classes,

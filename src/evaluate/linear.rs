@@ -214,7 +214,7 @@ fn softmax_error(logits: &mut [f32], label: usize) -> f32 {
 }
 
 /// The scalar product, in [`LANES`] partial sums that are added up in a fixed order.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut sums = [0.0; LANES];
     for (a, b) in a.iter().zip(b) {

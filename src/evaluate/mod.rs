@@ -2,31 +2,47 @@
 //!
 //! A labelled [`Collection`](crate::source::collection::Collection) is embedded by an
 //! [`Embedder`]; the [`Embeddings`] of the training images are the reference by which the classes
-//! of the test images are told, by the nearest neighbours ([`knn_probe`]) and by a linear
-//! classifier ([`linear_probe`]); [`evaluate`] does all of it and makes a [`Report`].
+//! of the test images are told, by the nearest neighbours ([`knn_probe`]), by a linear classifier
+//! ([`linear_probe`]) and by a few labels a class ([`few_shot`]); [`evaluate`] does all of it and
+//! makes a [`Report`].
 //!
 //! To add an embedder: one file with a type that implements [`Embedder`], and its line here.
+//! To add a measure: one file with a function of embeddings and labels, its line here, and its
+//! field in [`Report`].
 
 use crate::decode::Refusal;
 use std::path::PathBuf;
 
+mod confusion;
 mod embeddings;
 mod encoder;
+mod few_shot;
+#[cfg(test)]
+mod fixtures;
 mod knn;
 mod labelled;
 mod linear;
+mod page;
+mod pca;
 mod pixels;
+mod rankme;
 mod remote;
 mod report;
+mod supervised;
 
+pub use confusion::{Confusion, Mistake};
 pub use embeddings::Embeddings;
 pub use encoder::SnapshotEmbedder;
-pub use knn::{NEIGHBOURS, Reference, TEMPERATURE, knn_probe};
+pub use few_shot::{DRAWS, FewShot, LABELS_PER_CLASS, few_shot};
+pub use knn::{NEIGHBOURS, Neighbour, Reference, TEMPERATURE, knn_probe};
 pub use labelled::{Classes, Example, Labelled, draw, embed};
 pub use linear::{Probe, linear_probe};
+pub use page::{Sources, page};
 pub use pixels::RawPixels;
+pub use rankme::rankme;
 pub use remote::Remote;
-pub use report::{Config, Report, StandardError, evaluate};
+pub use report::{Config, Embedded, Floor, Moment, Report, StandardError, evaluate};
+pub use supervised::{Budget, Recipe, Supervised, supervised};
 
 /// Turns images into embeddings: an encoder here, or one behind a URL.
 pub trait Embedder {

@@ -36,20 +36,20 @@ impl Embedder for RawPixels {
         let dim = (SIDE_PX * SIDE_PX * 3) as usize;
         let mut values = Vec::with_capacity(images.len() * dim);
         for image in images {
-            let bytes = resize(&image.pixels()?, SIDE_PX);
+            let bytes = resize(&image.pixels()?, [SIDE_PX; 2]);
             values.extend(bytes.into_iter().map(|byte| f32::from(byte) / 255.0 - 0.5));
         }
         Embeddings::new(values, dim)
     }
 }
 
-/// `pixels` stretched to a square as `[side_px, side_px, 3]` bytes, by the cubic filter with
+/// `pixels` stretched to `[width, height]` as `[height, width, 3]` bytes, by the cubic filter with
 /// a = -0.5 that Pillow calls bicubic.
-pub(super) fn resize(pixels: &Pixels, side_px: u32) -> Vec<u8> {
+pub(super) fn resize(pixels: &Pixels, [width_px, height_px]: [u32; 2]) -> Vec<u8> {
     let source = TypedImageRef::<U8x3>::from_buffer(pixels.width_px, pixels.height_px, &pixels.rgb)
         .expect("pixels are three bytes each");
-    let mut bytes = vec![0; (side_px * side_px * 3) as usize];
-    let mut target = TypedImage::<U8x3>::from_buffer(side_px, side_px, &mut bytes)
+    let mut bytes = vec![0; (width_px * height_px * 3) as usize];
+    let mut target = TypedImage::<U8x3>::from_buffer(width_px, height_px, &mut bytes)
         .expect("the buffer was made for this size");
     let cubic = ResizeAlg::Convolution(FilterType::CatmullRom);
     let options = ResizeOptions::new().resize_alg(cubic).use_alpha(false);
@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn an_even_image_stays_even_at_any_size() {
         let rgb = [10, 200, 90].repeat(5 * 40);
-        let resized = resize(&Pixels { width_px: 5, height_px: 40, rgb }, SIDE_PX);
+        let resized = resize(&Pixels { width_px: 5, height_px: 40, rgb }, [SIDE_PX; 2]);
         assert_eq!(resized, [10, 200, 90].repeat(16 * 16));
     }
 
@@ -76,7 +76,7 @@ mod tests {
         let rgb = (0..64 * 64)
             .flat_map(|index| [if (index + index / 64) % 2 == 0 { 0 } else { 255 }; 3])
             .collect();
-        let resized = resize(&Pixels { width_px: 64, height_px: 64, rgb }, SIDE_PX);
+        let resized = resize(&Pixels { width_px: 64, height_px: 64, rgb }, [SIDE_PX; 2]);
         assert!(resized.iter().all(|byte| (100..156).contains(byte)), "{resized:?}");
     }
 }

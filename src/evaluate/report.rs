@@ -1,7 +1,10 @@
 //! The evaluation of an encoder by labels that it never saw.
 
 use super::labelled::{Classes, Labelled, draw, embed};
-use super::{Embedder, EvaluateError, knn_probe, linear_probe};
+use super::supervised::Supervised;
+use super::{
+    Confusion, Embedder, EvaluateError, FewShot, Reference, few_shot, linear_probe, rankme,
+};
 use crate::seed::{self, Purpose};
 use crate::setting::{self, Invalid};
 use crate::source::collection::Collection;
@@ -48,12 +51,30 @@ pub struct Report {
     pub linear: f64,
     /// How uncertain both are, by the number of test images alone.
     pub standard_error: StandardError,
+    /// Accuracy by the means of a few labelled embeddings a class.
+    pub few_shot: Vec<FewShot>,
+    /// RankMe of the training images: over how many directions embeddings are spread.
+    pub rankme: f64,
+    /// Length of an embedding, which bounds [`Report::rankme`].
+    pub dim: usize,
     /// Training images used.
     pub images_train: usize,
     /// Test images used.
     pub images_test: usize,
     /// The classes' names, sorted; chance is one in so many if they are equally frequent.
     pub classes: Vec<String>,
+    /// Test images by true class (rows) and by the class that kNN found (columns), both in the
+    /// order of `classes`.
+    pub confusion: Confusion,
+    /// What any encoder must beat, where it was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub floors: Vec<Floor>,
+    /// The same encoder trained with the labels, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supervised: Option<Supervised>,
+    /// kNN of snapshots along the run, oldest first, where they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub over_time: Vec<Moment>,
     /// Time taken, reading and embedding included.
     pub seconds: f64,
 }
@@ -67,6 +88,49 @@ pub struct StandardError {
     pub linear: f64,
 }
 
+/// What an embedder that has learned nothing reaches on the same images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Floor {
+    /// `pixels` or `untrained`.
+    pub name: String,
+    /// The embedder's version.
+    pub version: String,
+    /// As [`Report::knn`].
+    pub knn: f64,
+    /// As [`Report::linear`].
+    pub linear: f64,
+    /// As [`Report::standard_error`].
+    pub standard_error: StandardError,
+}
+
+/// What a snapshot of the run reached.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Moment {
+    /// Steps taken.
+    pub step: u64,
+    /// Images learned at least once.
+    pub images_learned: u64,
+    /// The snapshot.
+    pub version: String,
+    /// As [`Report::knn`], perhaps on fewer images.
+    pub knn: f64,
+    /// Its standard error.
+    pub standard_error: f64,
+}
+
+/// The images of an evaluation, embedded by one version.
+#[derive(Clone, Debug)]
+pub struct Embedded {
+    /// The encoder's version.
+    pub version: String,
+    /// The classes of both.
+    pub classes: Classes,
+    /// The reference.
+    pub train: Labelled,
+    /// What is told by it.
+    pub test: Labelled,
+}
+
 /// Embeds both collections and tells the classes of `test` by those of `train`.
 ///
 /// # Errors
@@ -78,61 +142,105 @@ pub fn evaluate(
     config: &Config,
 ) -> Result<Report, EvaluateError> {
     let started = Instant::now();
-    let classes = Classes::of(&[train, test])?;
-    let train_positions = draw(train, config.limit_train_images, config.seed, 0);
-    let test_positions = draw(test, config.limit_test_images, config.seed, 1);
-    let train = embed(train, &train_positions, &classes, embedder)?;
-    let test = embed(test, &test_positions, &classes, embedder)?;
-    let knn = knn_probe(&train.embeddings, &train.labels, &test.embeddings, &test.labels)?;
-    let linear = linear(&train, &test, config.seed)?;
-    let standard_error = |p: f64| (p * (1.0 - p) / test.labels.len() as f64).sqrt();
-    Ok(Report {
-        version: embedder.version().to_owned(),
-        knn,
-        linear,
-        standard_error: StandardError { knn: standard_error(knn), linear: standard_error(linear) },
-        images_train: train.labels.len(),
-        images_test: test.labels.len(),
-        classes: classes.names().to_vec(),
-        seconds: started.elapsed().as_secs_f64(),
-    })
+    let mut report = Embedded::new(train, test, embedder, config)?.report(config.seed)?;
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
 }
 
-fn linear(train: &Labelled, test: &Labelled, seed: u64) -> Result<f64, EvaluateError> {
-    let mut rng = seed::rng(seed, Purpose::Evaluate, &[2]);
-    linear_probe(&train.embeddings, &train.labels, &test.embeddings, &test.labels, &mut rng)
+impl Embedded {
+    /// Embeds what `config` asks for of both collections.
+    ///
+    /// # Errors
+    /// As [`evaluate`].
+    pub fn new(
+        train: &Collection,
+        test: &Collection,
+        embedder: &mut dyn Embedder,
+        config: &Config,
+    ) -> Result<Self, EvaluateError> {
+        let classes = Classes::of(&[train, test])?;
+        let train_positions = draw(train, config.limit_train_images, config.seed, 0);
+        let test_positions = draw(test, config.limit_test_images, config.seed, 1);
+        let train = embed(train, &train_positions, &classes, embedder)?;
+        let test = embed(test, &test_positions, &classes, embedder)?;
+        Ok(Self { version: embedder.version().to_owned(), classes, train, test })
+    }
+
+    /// Tells the classes of the test images. The report's time is left at zero.
+    ///
+    /// # Errors
+    /// If the two differ in dimension.
+    pub fn report(&self, seed: u64) -> Result<Report, EvaluateError> {
+        let Self { version, classes, train, test } = self;
+        let n_classes = classes.names().len();
+        let confusion = self.confusion()?;
+        let (knn, linear) = (confusion.accuracy(), self.linear(seed)?);
+        Ok(Report {
+            version: version.clone(),
+            knn,
+            linear,
+            standard_error: self.standard_errors(knn, linear),
+            few_shot: few_shot(train, test, n_classes, seed)?,
+            rankme: rankme(&train.embeddings),
+            dim: train.embeddings.dim(),
+            images_train: train.labels.len(),
+            images_test: test.labels.len(),
+            classes: classes.names().to_vec(),
+            confusion,
+            floors: vec![],
+            supervised: None,
+            over_time: vec![],
+            seconds: 0.0,
+        })
+    }
+
+    /// What this embedder reaches, as a floor called `name`.
+    ///
+    /// # Errors
+    /// If the two differ in dimension.
+    pub fn floor(&self, name: &str, seed: u64) -> Result<Floor, EvaluateError> {
+        let (knn, linear) = (self.confusion()?.accuracy(), self.linear(seed)?);
+        let standard_error = self.standard_errors(knn, linear);
+        let (name, version) = (name.to_owned(), self.version.clone());
+        Ok(Floor { name, version, knn, linear, standard_error })
+    }
+
+    /// Which classes kNN takes for which.
+    ///
+    /// # Errors
+    /// If the two differ in dimension.
+    pub fn confusion(&self) -> Result<Confusion, EvaluateError> {
+        let Self { classes, train, test, .. } = self;
+        let found = Reference::new(&train.embeddings, &train.labels)?.classify(&test.embeddings)?;
+        Confusion::new(&found, &test.labels, classes.names().len())
+    }
+
+    /// Accuracy of the linear probe.
+    ///
+    /// # Errors
+    /// If the two differ in dimension.
+    pub fn linear(&self, seed: u64) -> Result<f64, EvaluateError> {
+        let Self { train, test, .. } = self;
+        let mut rng = seed::rng(seed, Purpose::Evaluate, &[2]);
+        linear_probe(&train.embeddings, &train.labels, &test.embeddings, &test.labels, &mut rng)
+    }
+
+    /// The standard error of an accuracy on the test images.
+    pub fn standard_error(&self, accuracy: f64) -> f64 {
+        (accuracy * (1.0 - accuracy) / self.test.labels.len().max(1) as f64).sqrt()
+    }
+
+    fn standard_errors(&self, knn: f64, linear: f64) -> StandardError {
+        let (knn, linear) = (self.standard_error(knn), self.standard_error(linear));
+        StandardError { knn, linear }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::fixtures::{coloured, png};
     use crate::evaluate::{Embeddings, Example, RawPixels};
-    use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-    use std::path::Path;
-
-    const COLOURS: [(&str, [u8; 3]); 3] =
-        [("blue", [20, 20, 220]), ("green", [20, 220, 20]), ("red", [220, 20, 20])];
-
-    fn png(colour: [u8; 3]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        PngEncoder::new(&mut bytes)
-            .write_image(&colour.repeat(12 * 8), 12, 8, ExtendedColorType::Rgb8)
-            .unwrap();
-        bytes
-    }
-
-    /// `n_each` images of each colour, which is their class, every one a shade of it.
-    fn coloured(folder: &Path, n_each: u8) -> Collection {
-        for (name, colour) in COLOURS {
-            std::fs::create_dir_all(folder.join(name)).unwrap();
-            for index in 0..n_each {
-                let shade = colour.map(|byte| byte + index);
-                std::fs::write(folder.join(name).join(format!("{index:02}.png")), png(shade))
-                    .unwrap();
-            }
-        }
-        Collection::open(folder).unwrap()
-    }
 
     #[test]
     fn colours_are_told_apart_and_the_report_says_so() {
@@ -147,7 +255,32 @@ mod tests {
         assert_eq!(json["images_train"], 90);
         assert_eq!(json["images_test"], 12);
         assert_eq!(json["classes"], serde_json::json!(["blue", "green", "red"]));
+        assert_eq!(json["confusion"], serde_json::json!([[4, 0, 0], [0, 4, 0], [0, 0, 4]]));
+        let few = json["few_shot"].as_array().unwrap();
+        let labels = few.iter().map(|few| few["labels_per_class"].as_u64().unwrap());
+        assert!(labels.eq([1, 5, 10]));
+        assert!(few.iter().all(|few| few["accuracy"] == 1.0 && few["standard_error"] == 0.0));
+        // Three colours are three directions at most; shades of them add next to nothing.
+        assert!((1.0..=3.1).contains(&json["rankme"].as_f64().unwrap()), "{json}");
+        assert_eq!(json["dim"], 768);
+        for absent in ["floors", "supervised", "over_time"] {
+            assert!(json.get(absent).is_none(), "{absent} was not asked for");
+        }
+        assert_eq!(serde_json::from_value::<Report>(json).unwrap(), report);
         assert!(report.seconds > 0.0);
+    }
+
+    #[test]
+    fn a_floor_is_what_the_same_embedder_reports() {
+        let folder = tempfile::tempdir().unwrap();
+        let collection = coloured(folder.path(), 3);
+        let config = Config::default();
+        let embedded = Embedded::new(&collection, &collection, &mut RawPixels, &config).unwrap();
+        let report = embedded.report(0).unwrap();
+        let floor = embedded.floor("pixels", 0).unwrap();
+        assert_eq!((floor.knn, floor.linear), (report.knn, report.linear));
+        assert_eq!((floor.standard_error, floor.version), (report.standard_error, report.version));
+        assert!(report.few_shot.iter().all(|few| few.labels_per_class == 1), "3 images a class");
     }
 
     #[test]

@@ -100,8 +100,13 @@ fn a_fixed_folder_is_learned_and_its_snapshot_embeds_and_evaluates() {
     let images = dir.path().join("images");
     let images = images.to_str().unwrap();
     let report = dir.path().join("report.json");
+    let page = dir.path().join("report.html");
     let args = ["evaluate", "--train", images, "--test", images, "--snapshot", snapshots, "--json"];
-    let output = selfstream(&[&args[..], &[report.to_str().unwrap()]].concat());
+    let beside = ["--floors", "--supervised-steps", "2", "--over-time", "3", "--config"];
+    let [config, report_path, page_path] =
+        [&path, &report, &page].map(|path| path.to_str().unwrap());
+    let outputs = [report_path, "--report", page_path];
+    let output = selfstream(&[&args[..], &outputs, &beside, &[config]].concat());
     assert!(output.status.success(), "{}", stderr(&output));
     let report: serde_json::Value =
         serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
@@ -109,4 +114,16 @@ fn a_fixed_folder_is_learned_and_its_snapshot_embeds_and_evaluates() {
     assert_eq!(report["knn"], 1.0);
     assert_eq!((&report["images_train"], &report["images_test"]), (&60.into(), &60.into()));
     assert!(report["linear"].is_number() && report["version"] == summary["version"]);
+    assert_eq!(report["confusion"], serde_json::json!([[20, 0, 0], [0, 20, 0], [0, 0, 20]]));
+    assert_eq!(report["few_shot"].as_array().unwrap().len(), 3);
+    let names = report["floors"].as_array().unwrap().iter().map(|floor| &floor["name"]);
+    assert!(names.eq(["pixels", "untrained"]));
+    assert_eq!(report["supervised"]["steps"], 2);
+    let moments = report["over_time"].as_array().unwrap();
+    assert_eq!(moments.last().unwrap()["version"], report["version"]);
+    // The history that `run` kept beside the snapshots is on the page.
+    let page = std::fs::read_to_string(page).unwrap();
+    for text in ["The run", "Loss over steps", "60 images learned", "Supervised"] {
+        assert!(page.contains(text), "no {text} on the page");
+    }
 }

@@ -1,0 +1,188 @@
+//! `selfstream evaluate`: how good an encoder is, told by labels that it never saw.
+
+mod beside;
+
+use super::log;
+use crate::config::{Config, LogForm};
+use crate::device::Device;
+use crate::evaluate::{
+    self, Embedded, Embedder, RawPixels, Remote, Report, SnapshotEmbedder, Sources,
+};
+use crate::learner::history;
+use crate::snapshot::{self, Snapshot};
+use crate::source::collection::Collection;
+use anyhow::{Context, Result};
+use beside::Beside;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Evaluate an encoder on labelled images: nearest neighbours, a linear probe, few labels.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Labelled images as reference: a folder or tar with one folder a class.
+    #[arg(long, value_name = "DIR|TAR")]
+    train: PathBuf,
+    /// Labelled images to tell the class of.
+    #[arg(long, value_name = "DIR|TAR")]
+    test: PathBuf,
+    #[command(flatten)]
+    encoder: EncoderArgs,
+    /// Use at most this many training images.
+    #[arg(long, value_name = "N")]
+    limit_train: Option<usize>,
+    /// Use at most this many test images.
+    #[arg(long, value_name = "N")]
+    limit_test: Option<usize>,
+    /// Write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the report as a self-contained HTML page.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// The run's history for the page's curves; by default the one beside the snapshot.
+    #[arg(long, value_name = "FILE", requires = "report")]
+    history: Option<PathBuf>,
+    #[command(flatten)]
+    beside: beside::Args,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct EncoderArgs {
+    /// A snapshot file, or a folder of them: its newest.
+    #[arg(long, value_name = "PATH")]
+    snapshot: Option<PathBuf>,
+    /// A running server, `http://127.0.0.1:8080`.
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Raw pixels at 16 px: the floor that any encoder must beat.
+    #[arg(long)]
+    pixels: bool,
+}
+
+pub(super) fn run(args: Args) -> Result<()> {
+    log::start(LogForm::Text, "warn");
+    let started = Instant::now();
+    let train = Collection::open(&args.train).context("--train")?;
+    let test = Collection::open(&args.test).context("--test")?;
+    let config = evaluate::Config {
+        limit_train_images: args.limit_train,
+        limit_test_images: args.limit_test,
+        ..evaluate::Config::default()
+    };
+    config.validate()?;
+    let snapshot = args.encoder.snapshot()?;
+    let embedded = Embedded::new(&train, &test, &mut *args.encoder.embedder(&snapshot), &config)?;
+    let mut report = embedded.report(config.seed)?;
+    let beside = Beside {
+        args: &args.beside,
+        run: run_config(args.beside.config.as_deref(), snapshot.as_deref())?,
+        images: [&train, &test],
+        config: &config,
+    };
+    report.floors = beside.floors(args.encoder.pixels)?;
+    report.supervised = beside.supervised(snapshot.as_deref())?;
+    if let (Some(path), Some(snapshot)) = (&args.encoder.snapshot, &snapshot) {
+        report.over_time = beside.over_time(path, snapshot.provenance.step)?;
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    if let Some(path) = &args.json {
+        write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    }
+    if let Some(path) = &args.report {
+        let history = args.history()?;
+        let (report, embedded, history) = (&report, &embedded, &history[..]);
+        let (train, test, seed) = (&train, &test, config.seed);
+        let page = evaluate::page(&Sources { report, embedded, train, test, history, seed })?;
+        write(path, &page)?;
+    }
+    print(&report);
+    Ok(())
+}
+
+impl EncoderArgs {
+    fn snapshot(&self) -> Result<Option<Arc<Snapshot>>> {
+        let read = |path: &PathBuf| snapshot::read(path, &Device::Auto.open()?).map(Arc::new);
+        self.snapshot.as_ref().map(read).transpose()
+    }
+
+    fn embedder(&self, snapshot: &Option<Arc<Snapshot>>) -> Box<dyn Embedder> {
+        match (snapshot, &self.url) {
+            (Some(snapshot), _) => Box::new(SnapshotEmbedder::new(Arc::clone(snapshot))),
+            (None, Some(url)) => Box::new(Remote::new(url)),
+            (None, None) => Box::new(RawPixels),
+        }
+    }
+}
+
+impl Args {
+    /// The history that was named, or that lies beside the snapshot.
+    fn history(&self) -> Result<Vec<history::Entry>> {
+        if let Some(path) = &self.history {
+            return history::read(path).context("--history");
+        }
+        let beside =
+            self.encoder.snapshot.as_deref().map(|path| folder(path).join(history::FILE_NAME));
+        match beside {
+            Some(path) if path.exists() => history::read(&path),
+            _ => Ok(vec![]),
+        }
+    }
+}
+
+/// The folder of a snapshot that is named itself or by it.
+fn folder(snapshot: &Path) -> &Path {
+    if snapshot.is_dir() { snapshot } else { snapshot.parent().unwrap_or(Path::new(".")) }
+}
+
+/// The run that an encoder is compared with: the configuration, for the encoder of the snapshot.
+fn run_config(path: Option<&Path>, snapshot: Option<&Snapshot>) -> Result<Config> {
+    let mut config = Config::load(path)?;
+    if let Some(snapshot) = snapshot {
+        config.encoder.architecture = snapshot.architecture.parse()?;
+        config.input.side_px = snapshot.preprocess.side_px;
+    }
+    Ok(config)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+#[expect(clippy::print_stdout, reason = "it is the command's result")]
+fn print(report: &Report) {
+    let line = |name: &str, accuracy: f64, standard_error: f64| {
+        println!("{name:<8}{accuracy:.3} (standard error {standard_error:.3})");
+    };
+    println!("version {}", report.version);
+    line("kNN", report.knn, report.standard_error.knn);
+    line("linear", report.linear, report.standard_error.linear);
+    for few in &report.few_shot {
+        line(&format!("{}-shot", few.labels_per_class), few.accuracy, few.standard_error);
+    }
+    println!("RankMe  {:.1} of {}", report.rankme, report.dim);
+    for floor in &report.floors {
+        println!("floor of {}: kNN {:.3}, linear {:.3}", floor.name, floor.knn, floor.linear);
+    }
+    if let Some(supervised) = &report.supervised {
+        println!(
+            "supervised for {:.0} s, {} steps: own classifier {:.3}, kNN {:.3}, linear {:.3}",
+            supervised.seconds,
+            supervised.steps,
+            supervised.accuracy,
+            supervised.knn,
+            supervised.linear
+        );
+    }
+    for moment in &report.over_time {
+        println!("step {}: kNN {:.3}", moment.step, moment.knn);
+    }
+    println!(
+        "{} training images, {} test images, {} classes, {:.0} s",
+        report.images_train,
+        report.images_test,
+        report.classes.len(),
+        report.seconds
+    );
+}
