@@ -41,24 +41,27 @@ pub(super) fn section(report: &Report) -> Markup {
                 thead {
                     tr {
                         th scope="col" { "Measure" } th scope="col" { "Accuracy" }
-                        th.wide scope="col" { "Meaning" }
                     }
                 }
                 tbody {
                     @for figure in &figures {
                         tr {
-                            th scope="row" { (figure.name) }
+                            th scope="row" {
+                                (figure.name) span.meaning { (figure.meaning) }
+                            }
                             td.number { (bar(figure.accuracy, figure.standard_error)) }
-                            td.wide { (figure.meaning) }
                         }
                     }
                     tr {
-                        th scope="row" { "RankMe" }
-                        td.number { (format!("{:.1}", report.rankme)) }
-                        td.wide {
-                            "Over how many of " (report.dim) " directions the embeddings are spread, "
-                            "told without labels. 1 is collapse. It compares encoders of one length."
+                        th scope="row" {
+                            "RankMe"
+                            span.meaning {
+                                "Over how many of " (report.dim) " directions the embeddings are "
+                                "spread, told without labels; no accuracy. 1 is collapse. It "
+                                "compares encoders of one length."
+                            }
                         }
+                        td.number { (format!("{:.1}", report.rankme)) }
                     }
                 }
             }
@@ -114,36 +117,40 @@ pub(super) fn comparison(report: &Report) -> Option<Markup> {
                 thead {
                     tr {
                         th scope="col" { "Encoder" } th scope="col" { "kNN" }
-                        th scope="col" { "Linear probe" } th.wide scope="col" { "What it is" }
+                        th scope="col" { "Linear probe" }
                     }
                 }
                 tbody {
                     @if let Some(supervised) = &report.supervised {
                         tr {
-                            th scope="row" { "Supervised" }
+                            th scope="row" {
+                                "Supervised"
+                                span.meaning {
+                                    "The same encoder trained with the labels for "
+                                    (format!("{:.0}", supervised.seconds)) " s, "
+                                    (supervised.steps) " steps. Its own classifier reaches "
+                                    (with_error(
+                                        supervised.accuracy,
+                                        supervised.standard_error.accuracy
+                                    )) "."
+                                }
+                            }
                             td.number { (bar(supervised.knn, supervised.standard_error.knn)) }
                             td.number { (bar(supervised.linear, supervised.standard_error.linear)) }
-                            td.wide {
-                                "The same encoder trained with the labels for "
-                                (format!("{:.0}", supervised.seconds)) " s, " (supervised.steps)
-                                " steps. Its own classifier reaches "
-                                (with_error(supervised.accuracy, supervised.standard_error.accuracy))
-                                "."
-                            }
                         }
                     }
                     tr.own {
-                        th scope="row" { "This encoder" }
+                        th scope="row" {
+                            "This encoder" span.meaning { "What is evaluated here." }
+                        }
                         td.number { (bar(report.knn, own.knn)) }
                         td.number { (bar(report.linear, own.linear)) }
-                        td.wide { "What is evaluated here." }
                     }
                     @for floor in &report.floors {
                         tr {
-                            th scope="row" { (name(floor)) }
+                            th scope="row" { (name(floor)) span.meaning { (meaning(floor)) } }
                             td.number { (bar(floor.knn, floor.standard_error.knn)) }
                             td.number { (bar(floor.linear, floor.standard_error.linear)) }
-                            td.wide { (meaning(floor)) }
                         }
                     }
                 }

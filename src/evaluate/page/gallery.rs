@@ -75,8 +75,8 @@ fn row(
             li class=(if found == label { "right" } else { "wrong" }) {
                 (picture)
                 span.caption {
-                    (mark) " " (names[found]) " "
-                    span.similarity { (format!("{:.2}", neighbour.similarity)) }
+                    (names[found]) " "
+                    span.similarity { (format!("{mark} {:.2}", neighbour.similarity)) }
                 }
             }
         })

@@ -54,9 +54,11 @@ pub(super) fn section(sources: &Sources<'_>) -> Result<Markup, EvaluateError> {
                 "here. The frame's colour is the class."
             }
             (legend(classes))
-            svg.map viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(label) {
-                @for ((index, thumbnail), [x, y]) in shown.iter().zip(thumbnails?).zip(places) {
-                    (picture(&thumbnail, [x, y], test.labels[*index], classes))
+            div.scroll tabindex="0" role="region" aria-label="Map" {
+                svg.map viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(label) {
+                    @for ((index, thumbnail), [x, y]) in shown.iter().zip(thumbnails?).zip(places) {
+                        (picture(&thumbnail, [x, y], test.labels[*index], classes))
+                    }
                 }
             }
         }
