@@ -4,7 +4,7 @@
 //! the class whose mean embedding is nearest. Embeddings are centred by the mean of all training
 //! embeddings, which takes no labels, and scaled to unit length before. Source: Wang, Chao,
 //! Weinberger, van der Maaten: "SimpleShot: Revisiting Nearest-Neighbor Classification for
-//! Few-Shot Learning" (arXiv 1911.04623), section 3, CL2N. Differs from the paper: all classes at
+//! Few-Shot Learning" (arXiv 1911.04623), its CL2N. Differs from the paper: all classes at
 //! once and all test images, rather than many small tasks.
 //!
 //! The class mean, not the linear probe: it has nothing to tune, so that one label a class is

@@ -8,7 +8,7 @@
 //!
 //! from 1, where all embeddings lie on a line, to min(N, D). Source: Garrido, Balestriero, Najman,
 //! LeCun: "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
-//! Representations by Their Rank" (arXiv 2210.02885), section 3, with its epsilon of 1e-7; the
+//! Representations by Their Rank" (arXiv 2210.02885), equations 1 and 2, with its epsilon of 1e-7; the
 //! effective rank of Roy and Vetterli (2007).
 //!
 //! Differs from the paper: embeddings are scaled to unit length, as a server hands them out and as

@@ -20,7 +20,8 @@ pub struct Config {
     /// At most so many test images are used, drawn at random; all if it is not set.
     pub limit_test_images: Option<usize>,
     /// Seeds the draws and the order of the linear probe's batches: the same seed gives the same
-    /// report.
+    /// report. Seed counters: 0 and 1 draw the images, 2 orders the probe's batches, 3 draws labels,
+    /// 4 and 5 what the page shows.
     pub seed: u64,
 }
 
