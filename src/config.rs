@@ -3,8 +3,8 @@
 
 use crate::setting::{Invalid, within};
 use crate::{
-    augment, batch, checkpoint, decode, device, encoder, gate, learner, objective, replay, server,
-    snapshot, source,
+    augment, batch, checkpoint, decode, device, encoder, evaluate, gate, learner, objective,
+    replay, server, snapshot, source,
 };
 use figment::Figment;
 use figment::error::Kind;
@@ -51,6 +51,8 @@ pub struct Config {
     pub snapshot: snapshot::Config,
     /// Where the state of the run is kept.
     pub checkpoint: checkpoint::Config,
+    /// Accuracy on labelled images of the stream.
+    pub prequential: evaluate::prequential::Config,
     /// HTTP.
     pub server: server::Config,
 }
@@ -212,6 +214,7 @@ impl Config {
         self.gate.validate()?;
         self.snapshot.validate()?;
         self.checkpoint.validate()?;
+        self.prequential.validate()?;
         self.server.validate()
     }
 }
@@ -324,6 +327,8 @@ mod tests {
             ("checkpoint.dir", "\"\"", "a folder"),
             ("checkpoint.every", "\"2days\"", "from 100ms to 1day"),
             ("checkpoint.keep", "0", "from 1 to 1000"),
+            ("prequential.references", "0", "from 1 to 100000"),
+            ("prequential.window", "0", "from 1 to 1000000"),
             ("server.threads", "0", "1"),
             ("server.max_batch_images", "0", "1"),
             ("server.max_pending_images", "0", "1"),

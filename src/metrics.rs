@@ -128,6 +128,24 @@ pub const TABLE: &[Metric] = &[
         help: "From an image's broker timestamp to a served encoder that has learned it",
     },
     Metric {
+        name: "selfstream_prequential_knn_ratio",
+        kind: Kind::Gauge,
+        unit: Unit::Count,
+        help: "kNN accuracy on labelled images before they are learned, over a window",
+    },
+    Metric {
+        name: "selfstream_prequential_images_total",
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Labelled images whose class was told before they were learned",
+    },
+    Metric {
+        name: "selfstream_prequential_skipped_images_total",
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Labelled images passed over, as others waited or they could not be embedded",
+    },
+    Metric {
         name: "selfstream_checkpoint_seconds",
         kind: Kind::Histogram(SECONDS),
         unit: Unit::Seconds,

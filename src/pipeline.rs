@@ -4,8 +4,9 @@ use crate::augment::Preprocess;
 use crate::batch::assemble::ViewSpec;
 use crate::config::Config;
 use crate::decode::pool::{Pool, Size};
+use crate::evaluate::prequential::Prequential;
 use crate::learner::trainer::{Recipe, Trainer};
-use crate::learner::{self, Inputs, Learner, Limits, Refuse, Settings, Summary, Vitals};
+use crate::learner::{self, Inputs, Learner, Limits, Observer, Refuse, Settings, Summary, Vitals};
 use crate::replay::Policy;
 use crate::server::{self, Server};
 use crate::sink::dead_letter::DeadLetters;
@@ -70,6 +71,7 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
         controls,
         commits,
         registry: Arc::clone(&registry),
+        observer: open_observer(config, &registry)?,
         vitals: vitals_sender,
         stop: stop.clone(),
         runtime,
@@ -136,6 +138,13 @@ fn build_source(config: &Config, lag: &Lag) -> Result<Box<dyn Source>> {
         source::Kind::Kafka => Box::new(Kafka::new(config.kafka.clone(), lag.clone())),
         source::Kind::Folder => Box::new(Folder::open(config.folder.clone())?),
     })
+}
+
+fn open_observer(config: &Config, registry: &Arc<Registry>) -> Result<Option<Arc<dyn Observer>>> {
+    if !config.prequential.enabled {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(Prequential::start(&config.prequential, Arc::clone(registry))?)))
 }
 
 fn open_refuse(config: &Config) -> Result<Refuse> {

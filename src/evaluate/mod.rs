@@ -25,6 +25,7 @@ mod linear;
 mod page;
 mod pca;
 mod pixels;
+pub mod prequential;
 mod rankme;
 mod remote;
 mod report;

@@ -1,6 +1,7 @@
 //! What comes out of the decoders: fresh images for the next steps, refused records for the
 //! dead-letter topic, and the offsets of both until they are done.
 
+use super::Observer;
 use super::journal::Journal;
 use crate::batch::assemble::Fresh;
 use crate::decode::pool::{Nothing, Outcomes};
@@ -11,6 +12,7 @@ use crate::source::{Origin, Record};
 use anyhow::Result;
 use metrics::counter;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -35,6 +37,7 @@ pub(super) struct Arrivals {
     outcomes: Outcomes<Decoded>,
     has_ended: bool,
     refuse: Refuse,
+    observer: Option<Arc<dyn Observer>>,
     /// A refused record that the dead-letter producer had no room for.
     held: Option<(Record, Refusal)>,
     tracker: OffsetTracker,
@@ -52,11 +55,13 @@ impl Arrivals {
         refuse: Refuse,
         tracker: OffsetTracker,
         learner_id: &str,
+        observer: Option<Arc<dyn Observer>>,
     ) -> Self {
         Self {
             outcomes,
             has_ended: false,
             refuse,
+            observer,
             held: None,
             tracker,
             learner_id: learner_id.to_owned(),
@@ -126,6 +131,9 @@ impl Arrivals {
         counter!("selfstream_received_records_total").increment(1);
         match outcome {
             Ok(pixels) => {
+                if let Some(observer) = &self.observer {
+                    observer.arrived(&record);
+                }
                 self.first_at.get_or_insert_with(Instant::now);
                 self.fresh.push_back(Fresh {
                     origin: record.origin,

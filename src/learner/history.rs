@@ -6,6 +6,7 @@
 //! removed before the next one is written. When there are [`MAX_LINES`], every second one goes, so
 //! that the file stays below a few megabytes however long the run, and covers all of it.
 
+use super::Observer;
 use super::trainer::StepReport;
 use crate::checkpoint::write_atomically;
 use anyhow::{Context, Result};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The file's name in the snapshot folder.
 pub const FILE_NAME: &str = "history.jsonl";
@@ -33,6 +35,9 @@ pub struct Entry {
     /// Spread of the candidate's embeddings ([`crate::gate::spread`]): the standard deviation of
     /// their coordinates as a share of what fills the sphere evenly. Unset where it is not finite.
     pub spread: Option<f32>,
+    /// Prequential kNN accuracy, where it is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
     /// The version that went live; unset if the gate refused it.
     pub version: Option<String>,
     /// When, milliseconds since the Unix epoch.
@@ -53,6 +58,7 @@ pub(super) struct History {
     file: File,
     n_lines: usize,
     losses: Losses,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 /// What happened since the last line.
@@ -77,14 +83,14 @@ impl History {
     ///
     /// # Errors
     /// Whatever the file system reports.
-    pub(super) fn open(dir: &Path, step: u64) -> Result<Self> {
+    pub(super) fn open(dir: &Path, step: u64, observer: Option<Arc<dyn Observer>>) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let path = dir.join(FILE_NAME);
         let file = append(&path)?;
         let text = text(&path)?;
         file.set_len(text.len() as u64).context("cutting the history's broken line off")?;
         let mut history =
-            Self { n_lines: text.lines().count(), path, file, losses: Losses::default() };
+            Self { n_lines: text.lines().count(), path, file, losses: Losses::default(), observer };
         if history.n_lines > 0 {
             history.write(&Line::Restored { restored_step: step })?;
         }
@@ -110,7 +116,8 @@ impl History {
         let Candidate { step, images_learned, spread, version, time_ms } = candidate;
         let loss = Some((sum / n_steps as f64) as f32).filter(|loss| loss.is_finite());
         let spread = Some(spread).filter(|spread| spread.is_finite());
-        let entry = Entry { step, images_learned, loss, rate, spread, version, time_ms };
+        let accuracy = self.observer.as_ref().and_then(|observer| observer.accuracy());
+        let entry = Entry { step, images_learned, loss, rate, spread, accuracy, version, time_ms };
         self.write(&Line::Entry(entry))
     }
 
@@ -193,7 +200,7 @@ mod tests {
     fn what_was_noted_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("snapshots");
-        let mut history = History::open(&folder, 0).unwrap();
+        let mut history = History::open(&folder, 0, None).unwrap();
         history.stepped(&StepReport { loss: 1.0, rate: 0.1, took: Duration::ZERO });
         note(&mut history, 2, 4.0);
         note(&mut history, 3, f32::NAN);
@@ -204,6 +211,7 @@ mod tests {
             loss: Some(2.5),
             rate: 0.5,
             spread: Some(0.25),
+            accuracy: None,
             version: Some("v2".to_owned()),
             time_ms: 7,
         };
@@ -215,10 +223,10 @@ mod tests {
     #[test]
     fn steps_after_a_restored_one_are_void() {
         let dir = tempfile::tempdir().unwrap();
-        let mut history = History::open(dir.path(), 0).unwrap();
+        let mut history = History::open(dir.path(), 0, None).unwrap();
         [10, 20, 30].into_iter().for_each(|step| note(&mut history, step, 1.0));
         drop(history);
-        let mut history = History::open(dir.path(), 20).unwrap();
+        let mut history = History::open(dir.path(), 20, None).unwrap();
         assert_eq!(steps(dir.path()), [10, 20]);
         // Published as it was restored: nothing has happened, so there is nothing to note.
         let candidate =
@@ -228,7 +236,7 @@ mod tests {
         drop(history);
         assert_eq!(steps(dir.path()), [10, 20, 25]);
         // A run that begins afresh in the folder of another has a history of its own.
-        let mut history = History::open(dir.path(), 0).unwrap();
+        let mut history = History::open(dir.path(), 0, None).unwrap();
         note(&mut history, 5, 1.0);
         assert_eq!(steps(dir.path()), [5]);
     }
@@ -237,7 +245,7 @@ mod tests {
     fn a_line_that_was_cut_off_is_passed_over_and_the_next_stands_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE_NAME);
-        let mut history = History::open(dir.path(), 0).unwrap();
+        let mut history = History::open(dir.path(), 0, None).unwrap();
         [10, 20].into_iter().for_each(|step| note(&mut history, step, 1.0));
         drop(history);
         let whole = fs::read(&path).unwrap();
@@ -245,7 +253,7 @@ mod tests {
             fs::write(&path, &whole[..len]).unwrap();
             let n_whole = whole[..len].iter().filter(|byte| **byte == b'\n').count();
             assert_eq!(steps(dir.path()).len(), n_whole);
-            let mut history = History::open(dir.path(), 15).unwrap();
+            let mut history = History::open(dir.path(), 15, None).unwrap();
             note(&mut history, 16, 1.0);
             let expected: &[u64] = if n_whole == 0 { &[16] } else { &[10, 16] };
             assert_eq!(steps(dir.path()), expected, "cut off at {len}");
@@ -256,7 +264,7 @@ mod tests {
     fn a_damaged_line_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE_NAME);
-        note(&mut History::open(dir.path(), 0).unwrap(), 1, 1.0);
+        note(&mut History::open(dir.path(), 0, None).unwrap(), 1, 1.0);
         fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\": 2}\n").unwrap();
         let error = read(&path).unwrap_err().to_string();
         assert!(error.contains("line 2 of"), "{error}");
@@ -265,7 +273,7 @@ mod tests {
     #[test]
     fn a_long_history_is_thinned_and_keeps_both_ends() {
         let dir = tempfile::tempdir().unwrap();
-        let mut history = History::open(dir.path(), 0).unwrap();
+        let mut history = History::open(dir.path(), 0, None).unwrap();
         let last = 2 * MAX_LINES as u64;
         (1..=last).for_each(|step| note(&mut history, step, 1.0));
         let kept = steps(dir.path());

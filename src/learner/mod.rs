@@ -5,6 +5,7 @@ pub(crate) mod backbone;
 pub mod history;
 mod journal;
 mod listen;
+mod observer;
 mod open;
 pub mod optimizer;
 mod publish;
@@ -15,6 +16,7 @@ pub mod trainer;
 mod vitals;
 
 pub use arrivals::Refuse;
+pub use observer::Observer;
 pub use open::{Inputs, Limits, Settings};
 pub use state::learner_id;
 pub use vitals::{Summary, Vitals};

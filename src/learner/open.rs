@@ -1,6 +1,5 @@
 //! What a learner is made from, and how it begins: restored, or afresh.
 
-use super::Learner;
 use super::arrivals::{Arrivals, Refuse};
 use super::history::History;
 use super::journal::Journal;
@@ -8,6 +7,7 @@ use super::publish::Publisher;
 use super::state::{self, State};
 use super::trainer::Trainer;
 use super::vitals::{Losses, Vitals};
+use super::{Learner, Observer};
 use crate::batch;
 use crate::batch::assemble::{Assembler, ViewSpec};
 use crate::checkpoint::{self, Counts};
@@ -69,6 +69,8 @@ pub struct Inputs {
     pub commits: mpsc::Sender<Commit>,
     /// Takes the published versions.
     pub registry: Arc<Registry>,
+    /// Looks on as records arrive.
+    pub observer: Option<Arc<dyn Observer>>,
     /// Shows how it goes.
     pub vitals: watch::Sender<Vitals>,
     /// Cancelled when the run is to end.
@@ -105,7 +107,8 @@ impl Learner {
             journal.restored(trainer.progress().steps)?;
         }
         let step = trainer.progress().steps;
-        let open_history = |dir| History::open(dir, step);
+        let observer = inputs.observer;
+        let open_history = |dir| History::open(dir, step, observer.clone());
         let history = settings.snapshot.dir.as_deref().map(open_history).transpose()?;
         let publisher = Publisher::new(
             &settings.snapshot,
@@ -115,7 +118,7 @@ impl Learner {
             history,
         );
         let mut learner = Self {
-            arrivals: Arrivals::new(inputs.outcomes, inputs.refuse, tracker, learner_id),
+            arrivals: Arrivals::new(inputs.outcomes, inputs.refuse, tracker, learner_id, observer),
             replay,
             pending,
             views: settings.views.clone(),

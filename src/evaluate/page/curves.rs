@@ -7,7 +7,7 @@ use maud::{Markup, html};
 
 /// The curves that there is something for.
 pub(super) fn section(report: &Report, history: &[Entry]) -> Option<Markup> {
-    let charts: Vec<_> = [loss(history), accuracy(report), spread(history)]
+    let charts: Vec<_> = [loss(history), accuracy(report), prequential(history), spread(history)]
         .into_iter()
         .filter(|chart| !chart.points.is_empty())
         .collect();
@@ -55,6 +55,16 @@ fn accuracy(report: &Report) -> Chart {
         meaning: "kNN accuracy of snapshots along the run, with its standard error.",
         from_zero: false,
         points: report.over_time.iter().map(point).collect(),
+    }
+}
+
+fn prequential(history: &[Entry]) -> Chart {
+    let point = |entry: &Entry| Some(Point::new(entry.step as f64, entry.accuracy?));
+    Chart {
+        title: "Prequential kNN accuracy",
+        meaning: "kNN accuracy on labelled images of the stream, each before it was learned.",
+        from_zero: false,
+        points: history.iter().filter_map(point).collect(),
     }
 }
 

@@ -1,0 +1,338 @@
+//! Prequential kNN: how well the served encoder tells labelled images of the stream, each before it
+//! is learned.
+//!
+//! A record with a `label` header is embedded, as it arrives, by the version that serves at that
+//! moment, which has not learned it. Its class is told by kNN among the last
+//! [`references`](Config::references) labelled records before it, embedded by the same version; then
+//! it becomes a reference itself. The accuracy is the share told right of the last
+//! [`window`](Config::window): "prequential" is predict first, then let the answer count (Dawid 1984;
+//! with a sliding window, Gama, Sebastião and Rodrigues, "On evaluating stream learning algorithms",
+//! 2013, section 3.2). Differs from both: what is tested is never fitted to the labels.
+//!
+//! Labels go no further than here. Embedding takes a thread of its own with a bounded queue; where it
+//! is slower than the stream, records are passed over and counted, and nothing waits for it.
+
+use super::{Embedder, Embeddings, EvaluateError, Example, Reference, SnapshotEmbedder};
+use crate::learner::Observer;
+use crate::setting::{Invalid, within};
+use crate::sink::images::LABEL_HEADER;
+use crate::snapshot::{Registry, Snapshot};
+use crate::source::Record;
+use anyhow::{Context, Result};
+use metrics::{counter, gauge};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+/// Records that may wait to be embedded. A guess: some batches of a learner.
+const QUEUE: usize = 256;
+
+/// `[prequential]`: whether and on what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Whether it is measured; it takes a forward pass of each labelled image, and of every
+    /// reference at each new version.
+    pub enabled: bool,
+    /// Labelled images that kNN looks among.
+    pub references: usize,
+    /// Images that the accuracy is taken over.
+    pub window: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        // Guesses: half a second of embedding at each version; a standard error of .015 or less.
+        Self { enabled: false, references: 500, window: 1000 }
+    }
+}
+
+impl Config {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first value that is not allowed, by key.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        within("prequential.references", self.references, 1..=100_000, "from 1 to 100000")?;
+        within("prequential.window", self.window, 1..=1_000_000, "from 1 to 1000000")
+    }
+}
+
+/// A labelled record with the version that served when it arrived.
+struct Arrival {
+    snapshot: Arc<Snapshot>,
+    label: Arc<str>,
+    example: Example,
+}
+
+/// The observer of a stream.
+pub struct Prequential {
+    registry: Arc<Registry>,
+    arrivals: mpsc::Sender<Arrival>,
+    accuracy: Arc<Mutex<Option<f64>>>,
+}
+
+impl Prequential {
+    /// Starts the thread that embeds; it ends with the observer.
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn start(config: &Config, registry: Arc<Registry>) -> Result<Self> {
+        // Embedding must not compute in rayon's global pool.
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .thread_name(|_| "prequential".to_owned())
+            .build()
+            .context("starting the prequential pool")?;
+        let (observer, judging) = Self::connect(config, registry);
+        let judge = move || pool.install(judging);
+        std::thread::Builder::new().name("prequential-queue".to_owned()).spawn(judge)?;
+        Ok(observer)
+    }
+
+    /// An observer, and what judges until it is dropped.
+    fn connect(config: &Config, registry: Arc<Registry>) -> (Self, impl FnOnce() + Send + use<>) {
+        let (arrivals, mut queue) = mpsc::channel::<Arrival>(QUEUE);
+        let accuracy = Arc::new(Mutex::new(None));
+        let shown = Arc::clone(&accuracy);
+        let mut judge = Judge::new(config.clone());
+        let judging = move || {
+            while let Some(arrival) = queue.blocking_recv() {
+                match judge.judge(arrival) {
+                    Ok(accuracy) => {
+                        *shown.lock().unwrap_or_else(PoisonError::into_inner) = accuracy;
+                    }
+                    Err(error) => {
+                        debug!(%error, "a labelled image was not embedded");
+                        counter!("selfstream_prequential_skipped_images_total").increment(1);
+                    }
+                }
+            }
+        };
+        (Self { registry, arrivals, accuracy }, judging)
+    }
+}
+
+impl Observer for Prequential {
+    fn arrived(&self, record: &Record) {
+        let (Some(label), Some(snapshot)) = (record.header(LABEL_HEADER), self.registry.latest())
+        else {
+            return;
+        };
+        let name = record.origin.to_string();
+        let example = Example { name, bytes: record.bytes.clone(), label: 0 };
+        let arrival = Arrival { snapshot, label: label.into(), example };
+        if self.arrivals.try_send(arrival).is_err() {
+            debug!(origin = %record.origin, "passed over: labelled images wait already");
+            counter!("selfstream_prequential_skipped_images_total").increment(1);
+        }
+    }
+
+    fn accuracy(&self) -> Option<f64> {
+        *self.accuracy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A labelled image to compare with.
+struct Known {
+    label: Arc<str>,
+    example: Example,
+    embedding: Vec<f32>,
+}
+
+/// The state of the measure.
+struct Judge {
+    config: Config,
+    version: String,
+    /// The last labelled images, oldest first, embedded by `version`.
+    known: VecDeque<Known>,
+    /// Whether each of the last was told right.
+    outcomes: VecDeque<bool>,
+}
+
+impl Judge {
+    fn new(config: Config) -> Self {
+        Self { config, version: String::new(), known: VecDeque::new(), outcomes: VecDeque::new() }
+    }
+
+    /// Tells the class of an arrival, then learns its label. Returns the accuracy so far.
+    fn judge(&mut self, arrival: Arrival) -> Result<Option<f64>, EvaluateError> {
+        let Arrival { snapshot, label, example } = arrival;
+        let mut embedder = SnapshotEmbedder::new(Arc::clone(&snapshot));
+        if self.version != snapshot.version {
+            self.embed_again(&mut embedder)?;
+            self.version.clone_from(&snapshot.version);
+        }
+        let query = embedder.embed(std::slice::from_ref(&example))?;
+        if let Some(found) = self.tell(&query)? {
+            self.score(found == label);
+        }
+        let embedding = query.row(0).to_vec();
+        self.known.push_back(Known { label, example, embedding });
+        if self.known.len() > self.config.references {
+            self.known.pop_front();
+        }
+        Ok(self.accuracy())
+    }
+
+    fn embed_again(&mut self, embedder: &mut SnapshotEmbedder) -> Result<(), EvaluateError> {
+        if self.known.is_empty() {
+            return Ok(());
+        }
+        let examples: Vec<_> = self.known.iter().map(|known| known.example.clone()).collect();
+        let embeddings = embedder.embed(&examples)?;
+        for (known, row) in self.known.iter_mut().zip(embeddings.rows()) {
+            known.embedding = row.to_vec();
+        }
+        Ok(())
+    }
+
+    /// The class of `query`, `[1, D]`; none while nothing is known.
+    fn tell(&self, query: &Embeddings) -> Result<Option<Arc<str>>, EvaluateError> {
+        if self.known.is_empty() {
+            return Ok(None);
+        }
+        let names: BTreeMap<&Arc<str>, ()> =
+            self.known.iter().map(|known| (&known.label, ())).collect();
+        let names: Vec<&Arc<str>> = names.into_keys().collect();
+        let labels: Vec<usize> =
+            self.known.iter().filter_map(|known| names.binary_search(&&known.label).ok()).collect();
+        let values = self.known.iter().flat_map(|known| &known.embedding).copied().collect();
+        let embeddings = Embeddings::new(values, query.dim())?;
+        let found = Reference::new(&embeddings, &labels)?.classify(query)?;
+        Ok(found.first().map(|class| Arc::clone(names[*class])))
+    }
+
+    fn score(&mut self, is_right: bool) {
+        self.outcomes.push_back(is_right);
+        if self.outcomes.len() > self.config.window {
+            self.outcomes.pop_front();
+        }
+        counter!("selfstream_prequential_images_total").increment(1);
+        if let Some(accuracy) = self.accuracy() {
+            gauge!("selfstream_prequential_knn_ratio").set(accuracy);
+        }
+    }
+
+    fn accuracy(&self) -> Option<f64> {
+        let right = self.outcomes.iter().filter(|is_right| **is_right).count();
+        (!self.outcomes.is_empty()).then(|| right as f64 / self.outcomes.len() as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::augment::Preprocess;
+    use crate::evaluate::fixtures::png;
+    use crate::snapshot::{Encode, Provenance};
+    use crate::source::Origin;
+
+    /// The mean of each channel times `scale`, `D = 3`.
+    struct ChannelMeans {
+        scale: f32,
+    }
+
+    impl Encode for ChannelMeans {
+        fn feature_dim(&self) -> usize {
+            3
+        }
+
+        fn embed(&self, images: Vec<f32>, n_images: usize) -> candle_core::Result<Vec<f32>> {
+            let image_len = images.len() / n_images;
+            let mean = |image: &[f32], channel: usize| {
+                let sum: f32 = image.iter().skip(channel).step_by(3).sum();
+                self.scale * sum / (image_len / 3) as f32
+            };
+            let means = images.chunks_exact(image_len);
+            Ok(means.flat_map(|image| [0, 1, 2].map(|channel| mean(image, channel))).collect())
+        }
+    }
+
+    fn snapshot(version: &str, scale: f32) -> Arc<Snapshot> {
+        Arc::new(Snapshot {
+            version: version.to_owned(),
+            architecture: "means".to_owned(),
+            preprocess: Preprocess { side_px: 4, mean: [0.0; 3], std: [1.0; 3] },
+            provenance: Provenance::default(),
+            encoder: Box::new(ChannelMeans { scale }),
+        })
+    }
+
+    fn arrival(snapshot: &Arc<Snapshot>, label: &str, colour: [u8; 3]) -> Arrival {
+        let example = Example { name: label.to_owned(), bytes: png(colour).into(), label: 0 };
+        Arrival { snapshot: Arc::clone(snapshot), label: label.into(), example }
+    }
+
+    const RED: [u8; 3] = [200, 10, 10];
+    const BLUE: [u8; 3] = [10, 10, 200];
+
+    #[test]
+    fn an_image_is_told_before_its_label_is_known() {
+        let snapshot = snapshot("a", 1.0);
+        let mut judge = Judge::new(Config::default());
+        let mut see = |label, colour| judge.judge(arrival(&snapshot, label, colour)).unwrap();
+        assert_eq!(see("red", RED), None, "nothing to compare with");
+        assert_eq!(see("blue", BLUE), Some(0.0), "red is all that is known");
+        assert_eq!(see("red", RED), Some(0.5));
+        assert_eq!(see("blue", BLUE), Some(2.0 / 3.0));
+    }
+
+    #[test]
+    fn the_window_and_the_references_slide() {
+        let snapshot = snapshot("a", 1.0);
+        let mut judge = Judge::new(Config { references: 2, window: 3, enabled: true });
+        let mut see = |label, colour| judge.judge(arrival(&snapshot, label, colour)).unwrap();
+        see("red", RED);
+        see("blue", BLUE);
+        // Two blue ones push the red one out: a red image can then not be told.
+        assert_eq!(see("blue", BLUE), Some(0.5));
+        assert_eq!(see("red", RED), Some(1.0 / 3.0));
+        // The first miss has left the window: right, wrong, right.
+        assert_eq!(see("blue", BLUE), Some(2.0 / 3.0));
+    }
+
+    #[test]
+    fn a_new_version_embeds_its_references_anew() {
+        // The second version turns embeddings around: mixed with the first one's, all would be wrong.
+        let (first, second) = (snapshot("a", 1.0), snapshot("b", -1.0));
+        let mut judge = Judge::new(Config::default());
+        judge.judge(arrival(&first, "red", RED)).unwrap();
+        judge.judge(arrival(&first, "blue", BLUE)).unwrap();
+        judge.judge(arrival(&second, "red", RED)).unwrap();
+        let all_of_second = judge.known.iter().all(|known| known.embedding[0] < 0.0);
+        assert!(all_of_second && judge.outcomes == [false, true]);
+    }
+
+    #[test]
+    fn records_without_a_label_or_before_an_encoder_are_no_concern() {
+        let registry = Arc::new(Registry::new(2));
+        let config = Config::default();
+        let (observer, judging) = Prequential::connect(&config, Arc::clone(&registry));
+        let record = |label: Option<&str>| Record {
+            origin: Origin { topic: "t".into(), partition: 0, offset: 0 },
+            generation: 0,
+            bytes: png(RED).into(),
+            timestamp_ms: None,
+            key: None,
+            headers: label
+                .map(|label| (LABEL_HEADER.to_owned(), Some(label.to_owned().into())))
+                .into_iter()
+                .collect(),
+        };
+        observer.arrived(&record(Some("red")));
+        registry.publish(snapshot("a", 1.0));
+        observer.arrived(&record(None));
+        assert_eq!(observer.arrivals.capacity(), QUEUE);
+        observer.arrived(&record(Some("red")));
+        observer.arrived(&record(Some("red")));
+        assert_eq!(observer.arrivals.capacity(), QUEUE - 2);
+        let accuracy = Arc::clone(&observer.accuracy);
+        // What judges ends when all is judged and nothing more can come.
+        drop(observer);
+        judging();
+        assert_eq!(*accuracy.lock().unwrap(), Some(1.0));
+    }
+}
