@@ -242,6 +242,13 @@ at_every_level! {
         }
     }
 
+    /// `average = kept average + taken values`, elementwise.
+    fn average(average: &mut [f32], values: &[f32], kept: f32, taken: f32) {
+        for (average, &value) in average.iter_mut().zip(values) {
+            *average = kept * *average + taken * value;
+        }
+    }
+
     /// `best = max(best, values)`, elementwise; what is not a number stays.
     fn raise(best: &mut [f32], values: &[f32]) {
         for (best, &value) in best.iter_mut().zip(values) {
@@ -300,6 +307,7 @@ mod tests {
         out(&|out| pass(isa, &y, &dy, out));
         out(&|out| pass_in_place(isa, &y, out));
         out(&|out| raise(isa, out, &x));
+        out(&|out| average(isa, out, &x, 0.9, 0.1));
         let rule = Sgd { rate: 0.1, momentum: 0.9, decay: 0.01, trust: 0.7 };
         out(&|out| sgd(isa, rule, out, &mut dy.clone(), &x));
         out(&|out| sgd(isa, rule, &mut dy.clone(), out, &x));

@@ -1,7 +1,8 @@
-//! Optimiser updates of contiguous weights, each in one pass.
+//! Optimiser updates of contiguous weights, and their moving average, each in one pass.
 
 use super::isa::Isa;
 use super::simd;
+use candle_core::{Result, Var};
 use rayon::prelude::*;
 
 /// Weights a task moves.
@@ -77,4 +78,54 @@ pub fn adamw(rule: AdamW, weights: &mut [f32], [mean, square]: [&mut [f32]; 2], 
     pieces.zip(gradient.par_chunks(CHUNK)).for_each(|((weights, (mean, square)), gradient)| {
         simd::adamw(Isa::best(), rule, weights, mean, square, gradient);
     });
+}
+
+/// `sum += values`.
+pub fn add(sum: &mut [f32], values: &[f32]) {
+    let pieces = sum.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK));
+    pieces.for_each(|(sum, values)| simd::add(Isa::best(), sum, values));
+}
+
+/// `average = momentum average + (1 - momentum) weights`.
+pub fn average(momentum: f64, average: &mut [f32], weights: &[f32]) {
+    let (kept, taken) = (momentum as f32, (1.0 - momentum) as f32);
+    let pieces = average.par_chunks_mut(CHUNK).zip(weights.par_chunks(CHUNK));
+    pieces.for_each(|(average, weights)| {
+        simd::average(Isa::best(), average, weights, kept, taken);
+    });
+}
+
+/// The same of tensors, on any device; weights beyond the averages stay out of it.
+///
+/// # Errors
+/// Whatever the device reports.
+pub fn average_tensors(momentum: f64, averages: &[Var], weights: &[Var]) -> Result<()> {
+    for (average, weight) in averages.iter().zip(weights) {
+        let kept = (average.as_tensor() * momentum)?;
+        average.set(&(kept + (weight.as_tensor() * (1.0 - momentum))?)?)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    #[test]
+    fn averages_of_slices_and_tensors_are_the_same_numbers() {
+        let numbers = |seed: usize| -> Vec<f32> {
+            (0..CHUNK + 77).map(|i| ((i * 7919 + seed) % 1009) as f32 / 504.5 - 1.0).collect()
+        };
+        let variable =
+            |values: &[f32]| Var::from_slice(values, values.len(), &Device::Cpu).unwrap();
+        let (mut mean, weights) = (numbers(1), numbers(2));
+        let tensors = [variable(&mean), variable(&weights)];
+        for momentum in [0.99, 0.0, 1.0] {
+            average(momentum, &mut mean, &weights);
+            average_tensors(momentum, &tensors[..1], &tensors[1..]).unwrap();
+            assert_eq!(Tensor::to_vec1::<f32>(&tensors[0]).unwrap(), mean, "{momentum}");
+        }
+        assert_eq!(mean, weights);
+    }
 }
