@@ -2,7 +2,7 @@
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use selfstream::augment::{Augmenter, Config, Preprocess, plain_view, view_rng};
+use selfstream::augment::{Augmenter, Config, Preprocess, ViewGroup, plain_view, view_rng};
 use selfstream::decode::Pixels;
 
 /// Encoder inputs: CIFAR's side and ImageNet's usual one.
@@ -22,7 +22,7 @@ fn photo() -> Pixels {
 #[divan::bench(args = SIDES_PX)]
 fn two_views(bencher: Bencher<'_, '_>, side_px: usize) {
     let (pixels, preprocess) = (photo(), Preprocess::imagenet(side_px));
-    let mut augmenter = Augmenter::new(&Config::default(), &preprocess);
+    let mut augmenter = Augmenter::new(&Config::default(), &preprocess, &[ViewGroup::alike(2)]);
     let mut out = vec![0.0; preprocess.input_len()];
     let mut use_count = 0;
     bencher.counter(ItemsCount::new(2_usize)).bench_local(|| {

@@ -5,7 +5,7 @@
 //! made, and made and decoded, 20 times; the number is their side. `memory` answers with the KiB by
 //! which the process grows, at most, in training steps.
 
-use selfstream::augment::{self, Augmenter, Preprocess, view_rng};
+use selfstream::augment::{self, Augmenter, Preprocess, ViewGroup, view_rng};
 use selfstream::decode;
 use selfstream::encoder::{Architecture, HostParams};
 use selfstream::ops::native::{Served, Tape};
@@ -80,7 +80,7 @@ fn views(path: &str, side_px: usize, is_decoded_anew: bool) -> Round {
     let jpeg = std::fs::read(path).expect("the script wrote it");
     let decoding = decode::Config::default();
     let preprocess = Preprocess::imagenet(side_px);
-    let mut augmenter = Augmenter::new(&augment::Config::default(), &preprocess);
+    let mut augmenter = Augmenter::new(&augment::Config::default(), &preprocess, &[ViewGroup::alike(2)]);
     let mut out = vec![0.0; preprocess.input_len()];
     let mut pixels = decode::decode(&jpeg, None, &decoding).expect("a JPEG");
     Box::new(move || {

@@ -9,6 +9,7 @@ use crate::{
 use figment::Figment;
 use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -169,7 +170,7 @@ impl Config {
     /// # Errors
     /// The first key or value that cannot be used.
     pub fn load(file: Option<&Path>) -> Result<Self, Error> {
-        let mut layers = Figment::from(Serialized::defaults(Self::default()));
+        let mut layers = Figment::new();
         if let Some(path) = file {
             let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
             let text = std::fs::read_to_string(path).map_err(unreadable)?;
@@ -184,14 +185,26 @@ impl Config {
     /// # Errors
     /// The first key or value that cannot be used.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let defaults = Figment::from(Serialized::defaults(Self::default()));
-        Self::extract(&defaults.merge(Toml::string(text)))
+        Self::extract(&Figment::from(Toml::string(text)))
     }
 
-    fn extract(layers: &Figment) -> Result<Self, Error> {
-        let config: Self = layers.extract().map_err(|error| explain(layers, &error))?;
+    fn extract(given: &Figment) -> Result<Self, Error> {
+        let layers = Figment::from(Serialized::defaults(Self::defaults(given))).merge(given);
+        let config: Self = layers.extract().map_err(|error| explain(&layers, &error))?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// The defaults of the kinds that `given` chooses: keys of one kind are none of another's.
+    fn defaults(given: &Figment) -> Self {
+        let mut defaults = Self::default();
+        if let Some(objective) = of_kind(given, "objective") {
+            defaults.objective = objective;
+        }
+        if let Some(optimizer) = of_kind(given, "learner.optimizer") {
+            defaults.learner.optimizer = optimizer;
+        }
+        defaults
     }
 
     /// Checks every value of every section.
@@ -210,6 +223,7 @@ impl Config {
         self.batch.validate()?;
         self.replay.validate()?;
         self.objective.validate()?;
+        self.objective.validate_batch(self.batch.images)?;
         self.learner.validate()?;
         self.gate.validate()?;
         self.snapshot.validate()?;
@@ -217,6 +231,12 @@ impl Config {
         self.prequential.validate()?;
         self.server.validate()
     }
+}
+
+/// The defaults of the kind that `given` has under `section`; `None` where it has none that there is.
+fn of_kind<T: DeserializeOwned>(given: &Figment, section: &str) -> Option<T> {
+    let kind: String = given.extract_inner(&format!("{section}.kind")).ok()?;
+    serde_json::from_value(serde_json::json!({ "kind": kind })).ok()
 }
 
 /// Says which key has which value, and what is allowed instead.
@@ -278,6 +298,25 @@ mod tests {
         Config::parse(&uncommented.join("\n")).unwrap();
     }
 
+    /// Choosing a kind chooses its defaults, nested ones too; what else is given stands.
+    #[test]
+    fn every_kind_can_be_chosen_by_name_alone() {
+        for objective in objective::Config::every_kind() {
+            let name = serde_json::to_value(&objective).unwrap()["kind"].clone();
+            let config = Config::parse(&format!("objective.kind = {name}")).unwrap();
+            assert_eq!(config, Config { objective, ..Config::default() });
+        }
+        let config =
+            Config::parse("objective.kind = \"moco\"\nobjective.head.hidden = 64").unwrap();
+        let serde_json::Value::Object(moco) = serde_json::to_value(&config.objective).unwrap()
+        else {
+            panic!("an objective is a table")
+        };
+        assert_eq!((&moco["head"]["hidden"], &moco["head"]["norm"]), (&64.into(), &false.into()));
+        let adamw = Config::parse("learner.optimizer.kind = \"adamw\"").unwrap().learner.optimizer;
+        assert!(matches!(adamw, learner::optimizer::Config::AdamW { weight_decay: 0.05, .. }));
+    }
+
     fn message(text: &str) -> String {
         Config::parse(text).unwrap_err().to_string()
     }
@@ -314,6 +353,7 @@ mod tests {
             ("objective.temperature", "0.0", "from 0.01 to 10"),
             ("objective.head.hidden", "0", "from 1 to 16384"),
             ("objective.head.output", "0", "from 1 to 16384"),
+            ("objective.head.layers", "9", "from 1 to 8"),
             ("learner.optimizer.momentum", "1.0", "from 0 to below 1"),
             ("learner.optimizer.weight_decay", "2.0", "from 0 to 1"),
             ("learner.schedule.learning_rate", "0.0", "from 1e-8 to 100"),
@@ -368,6 +408,57 @@ mod tests {
             let named = key.strip_suffix(".kind").unwrap_or(&key);
             assert!(message.contains(named), "{key}: {message}");
         }
+    }
+
+    /// The same for the keys that only some objectives have.
+    #[test]
+    fn every_objectives_values_are_refused_by_name() {
+        let cases = [
+            ("byol", "momentum = 1.5", "from 0 to 1"),
+            ("byol", "norm_groups = 0", "from 1 to 64"),
+            ("byol", "norm_groups = 5", "a divisor of batch.images, 64"),
+            ("byol", "head.output = 0", "from 1 to 16384"),
+            ("byol", "predictor.hidden = 0", "from 1 to 16384"),
+            ("byol", "predictor.output = 64", "objective.head.output, 128"),
+            ("byol", "small_views.count = 65", "from 0 to 64"),
+            ("moco-v3", "small_views.side_px = 4", "from 8 to 1024"),
+            ("simclr", "small_views.crop_area = [0.0, 0.1]", "two shares"),
+            ("emp", "crop_side_px = 4", "from 8 to 1024"),
+            ("emp", "crops = 1", "from 2 to 256"),
+            ("emp", "crop_area = [0.5, 0.25]", "two shares"),
+            ("emp", "invariance = 0.0", "from 0.01"),
+            ("emp", "epsilon_squared = 0.0", "from 0.0001"),
+            ("emp", "head.layers = 0", "from 1 to 8"),
+            ("instance", "temperature = 0.0", "from 0.01 to 10"),
+            ("instance", "bank = 0", "from 1"),
+            ("instance", "momentum = 1.0", "from 0 to below 1"),
+            ("instance", "head.hidden = 0", "from 1"),
+            ("moco", "temperature = 20.0", "from 0.01 to 10"),
+            ("moco", "momentum = -0.5", "from 0 to 1"),
+            ("moco", "queue = 0", "from 1"),
+            ("moco", "norm_groups = 65", "from 1 to 64"),
+            ("moco", "norm_groups = 3", "a divisor of batch.images, 64"),
+            ("moco", "head.output = 0", "from 1"),
+            ("moco-v3", "temperature = 0.0", "from 0.01 to 10"),
+            ("moco-v3", "momentum = 2.0", "from 0 to 1"),
+            ("moco-v3", "norm_groups = 0", "from 1 to 64"),
+            ("moco-v3", "predictor.output = 7", "objective.head.output, 128"),
+            ("rotation", "head.layers = 0", "from 1 to 8"),
+            ("sigmoid", "temperature = 0.0", "from 0.01 to 10"),
+            ("sigmoid", "head.hidden = 0", "from 1"),
+            ("vicreg", "invariance = -1.0", "from 0 to 1000"),
+            ("vicreg", "variance = 2000.0", "from 0 to 1000"),
+            ("vicreg", "covariance = -1.0", "from 0 to 1000"),
+            ("vicreg", "head.layers = 0", "from 1 to 8"),
+        ];
+        for (kind, setting, allowed) in cases {
+            let key = format!("objective.{}", setting.split(' ').next().unwrap());
+            let message = message(&format!("[objective]\nkind = \"{kind}\"\n{setting}"));
+            assert!(message.contains(&key), "{kind}: {message}");
+            assert!(message.contains(allowed), "{kind}: {message}");
+        }
+        let message = message("[objective]\nkind = \"byol\"\ntemperature = 0.2");
+        assert!(message.contains("temperature") && message.contains("norm_groups"), "{message}");
     }
 
     /// A value of the wrong kind: the message names the key and the value's kind.

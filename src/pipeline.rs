@@ -211,7 +211,7 @@ fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learn
         augment: config.augment.clone(),
         preprocess: Preprocess::imagenet(config.input.side_px),
         decode: config.image.clone(),
-        views_per_image: trainer.views_per_image(),
+        groups: trainer.view_groups(),
     };
     let settings = Settings {
         batch: config.batch.clone(),

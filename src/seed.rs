@@ -21,6 +21,8 @@ pub enum Purpose {
     Shuffle,
     /// Splits and probes of an evaluation; counters: caller's own.
     Evaluate,
+    /// Which images share the target's batch statistics; counters: step.
+    NormGroups,
 }
 
 /// A generator for `purpose` at `counters` of the run seeded by `seed`.

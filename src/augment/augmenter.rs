@@ -3,7 +3,8 @@
 use super::crop::Crop;
 use super::normalise::Normalise;
 use super::resize::SquareResizer;
-use super::{Canvas, Config, Kind, Preprocess, Step};
+use super::rotate::turn;
+use super::{Canvas, Config, Kind, Preprocess, Step, ViewGroup};
 use crate::decode::Pixels;
 use crate::seed::{self, Purpose, Rng};
 
@@ -17,11 +18,18 @@ pub fn view_rng(seed: u64, origin_seed: u64, use_count: u64, view_index: u64) ->
 
 /// Makes views. Each worker thread has its own: it keeps the buffers that views are made in.
 pub struct Augmenter {
+    groups: Vec<Group>,
+    normalise: Normalise,
+}
+
+/// What makes the views of a group.
+struct Group {
+    wanted: ViewGroup,
     resizer: SquareResizer,
     canvas: Canvas,
+    turned: Canvas,
     /// What makes view a, and what makes view b.
-    views: [Steps; 2],
-    normalise: Normalise,
+    steps: [Steps; 2],
 }
 
 /// What is done to the image, in order.
@@ -31,8 +39,8 @@ struct Steps {
 }
 
 impl Steps {
-    fn new(config: &Config, view_index: usize, side_px: usize) -> Self {
-        let view = config.view(view_index, side_px);
+    fn new(config: &Config, wanted: &ViewGroup, view_index: usize, side_px: usize) -> Self {
+        let view = wanted.adapt(config.view(view_index, side_px));
         Self {
             crop: Crop { area: view.crop_area, aspect: view.crop_aspect },
             middle: Kind::ALL.into_iter().map(|kind| kind.step(&view, side_px)).collect(),
@@ -41,40 +49,64 @@ impl Steps {
 }
 
 impl Augmenter {
-    /// An augmenter by a valid `config`, for the encoder's input that `preprocess` describes.
-    pub fn new(config: &Config, preprocess: &Preprocess) -> Self {
-        let side_px = preprocess.side_px;
-        Self {
-            resizer: SquareResizer::new(side_px),
-            canvas: Canvas::new(side_px),
-            views: [0, 1].map(|view_index| Steps::new(config, view_index, side_px)),
-            normalise: Normalise::new(preprocess),
-        }
+    /// An augmenter by a valid `config` for the views of `groups`, as the encoder's input that
+    /// `preprocess` describes.
+    pub fn new(config: &Config, preprocess: &Preprocess, groups: &[ViewGroup]) -> Self {
+        let group = |&wanted: &ViewGroup| {
+            let side_px = wanted.side_px.unwrap_or(preprocess.side_px);
+            Group {
+                wanted,
+                resizer: SquareResizer::new(side_px),
+                canvas: Canvas::new(side_px),
+                turned: Canvas::new(side_px),
+                steps: [0, 1].map(|view_index| Steps::new(config, &wanted, view_index, side_px)),
+            }
+        };
+        let groups = groups.iter().map(group).collect();
+        Self { groups, normalise: Normalise::new(preprocess) }
     }
 
-    /// Writes a view of `pixels` to `out`, `[H, W, C]` of `preprocess.input_len()` numbers.
+    /// Writes a view of `pixels` to `out`, `[H, W, C]` of its group's side.
     ///
-    /// View 0 is made as the recipe's view a, 1 as b; where an objective wants more than two,
-    /// even ones are made as a and odd ones as b. The view depends on the arguments alone, never
-    /// on the views made before.
+    /// `view_index` counts through the views of all groups. The view depends on the arguments
+    /// alone, never on the views made before.
     ///
     /// # Panics
-    /// If `out` has another length, or `pixels` is empty or has fewer bytes than its size asks
-    /// for, which decoding rules out.
+    /// If `out` has another length, the groups have fewer views, or `pixels` is empty or has fewer
+    /// bytes than its size asks for, which decoding rules out.
     pub fn view(&mut self, pixels: &Pixels, view_index: usize, rng: &mut Rng, out: &mut [f32]) {
-        assert_eq!(out.len(), self.canvas.values().len(), "out holds one view");
-        self.paint(pixels, view_index, rng);
-        self.normalise.canvas(&self.canvas, out);
+        let canvas = paint(&mut self.groups, pixels, view_index, rng);
+        assert_eq!(out.len(), canvas.values().len(), "out holds one view");
+        self.normalise.canvas(canvas, out);
     }
+}
 
-    /// Everything but normalising: the canvas then holds the view in 0..1.
-    fn paint(&mut self, pixels: &Pixels, view_index: usize, rng: &mut Rng) {
-        let steps = &mut self.views[view_index % 2];
+/// Everything but normalising: the view in 0..1.
+fn paint<'a>(
+    groups: &'a mut [Group],
+    pixels: &Pixels,
+    view_index: usize,
+    rng: &mut Rng,
+) -> &'a Canvas {
+    let (mut group, mut view_index) = (0, view_index);
+    while view_index >= groups[group].wanted.views_per_image {
+        view_index -= groups[group].wanted.views_per_image;
+        group += 1;
+    }
+    groups[group].paint(pixels, view_index, rng)
+}
+
+impl Group {
+    fn paint(&mut self, pixels: &Pixels, view_index: usize, rng: &mut Rng) -> &Canvas {
+        let Self { wanted, resizer, canvas, turned, steps } = self;
+        let steps = &mut steps[view_index % 2];
         let region = steps.crop.draw(pixels.width_px, pixels.height_px, rng);
-        self.canvas.paint(self.resizer.cut(pixels, region));
+        canvas.paint(resizer.cut(pixels, region));
         for step in &mut steps.middle {
-            step.run(&mut self.canvas, rng);
+            step.run(canvas, rng);
         }
+        turn(canvas, wanted.n_turns(view_index), turned);
+        canvas
     }
 }
 
@@ -88,6 +120,8 @@ mod tests {
     fn config(text: &str) -> Config {
         toml::from_str(text).unwrap()
     }
+
+    const PAIR: [ViewGroup; 1] = [ViewGroup::alike(2)];
 
     /// A section under which nothing is left to chance but the crop.
     const NO_CHANCE: &str = "
@@ -120,10 +154,11 @@ mod tests {
             seed: u64,
         ) {
             let pixels = noise(width, height, seed);
-            let mut augmenter = Augmenter::new(&config(EVERYTHING), &Preprocess::imagenet(side_px));
+            let preprocess = Preprocess::imagenet(side_px);
+            let mut augmenter = Augmenter::new(&config(EVERYTHING), &preprocess, &PAIR);
             for view_index in [0, 1] {
-                augmenter.paint(&pixels, view_index, &mut view_rng(seed, 1, 0, view_index as u64));
-                let values = augmenter.canvas.values();
+                let mut rng = view_rng(seed, 1, 0, view_index as u64);
+                let values = paint(&mut augmenter.groups, &pixels, view_index, &mut rng).values();
                 prop_assert!(values.iter().all(|value| (0.0..=1.0).contains(value)));
             }
         }
@@ -139,8 +174,8 @@ mod tests {
             augmenter.view(pixels, 0, &mut view_rng(7, 1, use_count, 0), &mut out);
             out
         };
-        let mut fresh = Augmenter::new(&config, &preprocess);
-        let mut used = Augmenter::new(&config, &preprocess);
+        let mut fresh = Augmenter::new(&config, &preprocess, &PAIR);
+        let mut used = Augmenter::new(&config, &preprocess, &PAIR);
         view(&mut used, &second_image, 5);
         let expected = view(&mut fresh, &first_image, 0);
         assert_eq!(view(&mut used, &first_image, 0), expected);
@@ -155,7 +190,7 @@ mod tests {
         for side_px in [16, 40] {
             let pixels = noise(side_px, side_px, 3);
             let (mut view, mut plain) = (vec![0.0; 768], vec![0.0; 768]);
-            let mut augmenter = Augmenter::new(&config, &preprocess);
+            let mut augmenter = Augmenter::new(&config, &preprocess, &PAIR);
             augmenter.view(&pixels, 0, &mut view_rng(1, 2, 3, 0), &mut view);
             super::super::plain_view(&pixels, &preprocess, &mut plain);
             assert_eq!(view, plain);
@@ -167,13 +202,60 @@ mod tests {
         let solarised_b = format!("{NO_CHANCE}\ncrop_area = [1.0, 1.0]\ncrop_aspect = [1.0, 1.0]")
             .replace("solarise_probability = [0.0, 0.0]", "solarise_probability = [0.0, 1.0]");
         let preprocess = Preprocess { side_px: 2, mean: [0.0; 3], std: [1.0; 3] };
-        let mut augmenter = Augmenter::new(&config(&solarised_b), &preprocess);
+        let groups = [ViewGroup::alike(4)];
+        let mut augmenter = Augmenter::new(&config(&solarised_b), &preprocess, &groups);
         let white = Pixels { width_px: 2, height_px: 2, rgb: vec![255; 12] };
         for (view_index, value) in [1.0, 0.0, 1.0, 0.0].into_iter().enumerate() {
             let mut out = [0.5; 12];
             augmenter.view(&white, view_index, &mut view_rng(1, 1, 0, 0), &mut out);
             assert!(distance(&out, &[value; 12]) == 0.0, "view {view_index} is {out:?}");
         }
+    }
+
+    #[test]
+    fn a_group_has_its_own_crop_and_its_turns_are_its_labels() {
+        // Four pixels of four greys: a quarter of the area is one of them, and a turn is seen.
+        let greys = [10, 60, 120, 240];
+        let rgb = greys.iter().flat_map(|&grey| [grey; 3]).collect();
+        let pixels = Pixels { width_px: 2, height_px: 2, rgb };
+        let whole =
+            "crop_area = [1.0, 1.0]\ncrop_aspect = [1.0, 1.0]\nquarter_turn_probability = 1.0";
+        let preprocess = Preprocess { side_px: 2, mean: [0.0; 3], std: [1.0; 3] };
+        let quarter = ViewGroup { crop_area: Some([0.25; 2]), ..ViewGroup::alike(1) };
+        let turned = ViewGroup { is_turned: true, ..ViewGroup::alike(5) };
+        let config = config(&format!("{whole}\n{NO_CHANCE}"));
+        let mut augmenter = Augmenter::new(&config, &preprocess, &[quarter, turned]);
+        let mut view = |view_index: usize| -> Vec<u8> {
+            let mut out = [0.0; 12];
+            augmenter.view(&pixels, view_index, &mut view_rng(1, 1, 0, 0), &mut out);
+            out.chunks(3).map(|pixel| (pixel[0] * 255.0).round() as u8).collect()
+        };
+        let cut = view(0);
+        assert!(greys.contains(&cut[0]) && cut.iter().all(|grey| *grey == cut[0]), "{cut:?}");
+        assert_eq!(view(1), greys);
+        assert_eq!(view(2), [60, 240, 10, 120]);
+        assert_eq!(view(3), [240, 120, 60, 10]);
+        assert_eq!(view(4), [120, 10, 240, 60]);
+        assert_eq!(view(5), greys);
+    }
+
+    #[test]
+    fn a_group_has_its_own_side() {
+        let small = ViewGroup { side_px: Some(6), ..ViewGroup::alike(1) };
+        let preprocess = Preprocess::imagenet(16);
+        let groups = [ViewGroup::alike(1), small];
+        assert_eq!(groups.map(|group| group.view_len(16)), [768, 108]);
+        let config = config(EVERYTHING);
+        let pixels = noise(20, 30, 1);
+        let view = |preprocess: &Preprocess, groups: &[ViewGroup], view_index, len| {
+            let mut out = vec![0.0; len];
+            let mut augmenter = Augmenter::new(&config, preprocess, groups);
+            augmenter.view(&pixels, view_index, &mut view_rng(1, 2, 3, 4), &mut out);
+            out
+        };
+        // Beside a larger group it is what it is alone.
+        let alone = view(&Preprocess::imagenet(6), &[ViewGroup::alike(1)], 0, 108);
+        assert_eq!(view(&preprocess, &groups, 1, 108), alone);
     }
 
     #[test]

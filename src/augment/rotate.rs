@@ -21,10 +21,7 @@ impl QuarterTurn {
 
 impl Augmentation for QuarterTurn {
     fn apply(&mut self, canvas: &mut Canvas, rng: &mut Rng) {
-        for _ in 0..rng.random_range(1..=3) {
-            quarter_turn(canvas, &mut self.turned);
-            std::mem::swap(canvas, &mut self.turned);
-        }
+        turn(canvas, rng.random_range(1..=3), &mut self.turned);
     }
 }
 
@@ -45,6 +42,14 @@ impl Augmentation for Rotation {
         let degrees = rng.random_range(-self.max_degrees..=self.max_degrees);
         rotate(canvas, degrees, &mut self.turned);
         std::mem::swap(canvas, &mut self.turned);
+    }
+}
+
+/// Turns `canvas` by `n_turns` quarter turns, with `turned` to paint on.
+pub(super) fn turn(canvas: &mut Canvas, n_turns: usize, turned: &mut Canvas) {
+    for _ in 0..n_turns {
+        quarter_turn(canvas, turned);
+        std::mem::swap(canvas, turned);
     }
 }
 
@@ -107,10 +112,7 @@ mod tests {
     fn quarter_turns(canvas: &Canvas, n_turns: usize) -> Canvas {
         let mut canvas = canvas.clone();
         let mut turned = canvas.clone();
-        for _ in 0..n_turns {
-            quarter_turn(&canvas, &mut turned);
-            std::mem::swap(&mut canvas, &mut turned);
-        }
+        turn(&mut canvas, n_turns, &mut turned);
         canvas
     }
 

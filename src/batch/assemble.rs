@@ -1,6 +1,6 @@
 //! Makes batches of views on a worker pool, one batch ahead of the learner.
 
-use crate::augment::{self, Augmenter, Preprocess};
+use crate::augment::{self, Augmenter, Preprocess, ViewGroup};
 use crate::decode::{self, Pixels};
 use crate::replay::Entry;
 use crate::source::Origin;
@@ -42,7 +42,8 @@ pub struct Order {
 pub struct Batch {
     /// What was ordered; the pixels of fresh images are still there.
     pub order: Order,
-    /// Flat `[V * N, H, W, C]`: all images' first views, then all images' second views.
+    /// Flat `[V * N, H, W, C]`: all images' first views, then all images' second views, and so on
+    /// through the groups; a group has a side of its own.
     pub views: Vec<f32>,
     /// When it was done.
     pub made_at: Instant,
@@ -59,8 +60,18 @@ pub struct ViewSpec {
     pub preprocess: Preprocess,
     /// How replayed bytes become pixels again.
     pub decode: decode::Config,
-    /// Views of each image, `V`.
-    pub views_per_image: usize,
+    /// The views of each image, group after group.
+    pub groups: Vec<ViewGroup>,
+}
+
+impl ViewSpec {
+    /// The length of each view of an image, in order.
+    fn view_lens(&self) -> impl Iterator<Item = usize> {
+        let side_px = self.preprocess.side_px;
+        self.groups.iter().flat_map(move |group| {
+            std::iter::repeat_n(group.view_len(side_px), group.views_per_image)
+        })
+    }
 }
 
 /// The thread that makes batches, and its pool.
@@ -125,16 +136,20 @@ impl Assembler {
 /// # Errors
 /// A replayed image that no longer decodes.
 pub fn assemble(spec: &ViewSpec, order: Order) -> Result<Batch> {
-    let view_len = spec.preprocess.input_len();
     let n_images = order.fresh.len() + order.replayed.len();
-    let mut views = vec![0.0; spec.views_per_image * n_images * view_len];
+    let mut views = vec![0.0; spec.view_lens().sum::<usize>() * n_images];
     // One list of slots for each image: its views lie n_images apart.
     let mut slots: Vec<Vec<&mut [f32]>> = (0..n_images).map(|_| vec![]).collect();
-    for (index, slot) in views.chunks_exact_mut(view_len).enumerate() {
-        slots[index % n_images].push(slot);
+    let mut rest = &mut views[..];
+    for view_len in spec.view_lens() {
+        let (view, after) = rest.split_at_mut(view_len * n_images);
+        for (slots, slot) in slots.iter_mut().zip(view.chunks_exact_mut(view_len)) {
+            slots.push(slot);
+        }
+        rest = after;
     }
     slots.into_par_iter().enumerate().try_for_each_init(
-        || Augmenter::new(&spec.augment, &spec.preprocess),
+        || Augmenter::new(&spec.augment, &spec.preprocess, &spec.groups),
         |augmenter, (index, slots)| {
             let n_fresh = order.fresh.len();
             if let Some(fresh) = order.fresh.get(index) {

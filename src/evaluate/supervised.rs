@@ -9,10 +9,10 @@
 use super::classifier::{Classifier, head, logits};
 use super::labelled::{draw, example};
 use super::{Classes, Config, Embedded, SnapshotEmbedder, accuracy};
-use crate::augment::{self, Augmenter, Preprocess};
+use crate::augment::{self, Augmenter, Preprocess, ViewGroup};
 use crate::decode;
 use crate::encoder::{Architecture, Params};
-use crate::learner::backbone::{self, Backbone};
+use crate::learner::backbone::{self, Backbone, Spec};
 use crate::learner::optimizer::{self, Optimizer};
 use crate::learner::schedule::{self, Progress};
 use crate::snapshot::{Encoded, Provenance, Snapshot};
@@ -155,7 +155,7 @@ impl<'a> Run<'a> {
         ensure!(!positions.is_empty(), "there are no images to train on");
         let Recipe { optimizer, seed, device, .. } = recipe;
         let plan = recipe.architecture.plan();
-        let side_px = recipe.preprocess.side_px;
+        let spec = Spec { plan: &plan, optimizer, has_target: false, seed: *seed };
         let head = head(classes.names().len(), plan.feature_dim, device)?;
         Ok(Self {
             recipe,
@@ -164,7 +164,7 @@ impl<'a> Run<'a> {
             classes,
             collection,
             positions,
-            encoder: backbone::open(&plan, side_px, optimizer, *seed, device)?,
+            encoder: backbone::open(&spec, device)?,
             optimizer: Optimizer::new(optimizer, &[("classifier.", &head)])?,
             head,
             progress: Progress::default(),
@@ -208,12 +208,12 @@ impl<'a> Run<'a> {
         let device = &self.recipe.device;
         let labels = Tensor::from_vec(labels, self.recipe.batch_images, device)?; // [N]
         // As in the learner, the graph ends at a leaf: the encoder has a backward of its own.
-        let leaf = Var::from_tensor(&self.encoder.forward(views)?)?; // [N, D]
+        let leaf = Var::from_tensor(&self.encoder.forward(views, self.recipe.preprocess.side_px)?)?; // [N, D]
         let loss = cross_entropy(&logits(&self.head, &leaf)?, &labels)?;
         let gradients = loss.backward()?;
         let features = gradients.get(&leaf).context("no gradient reaches the features")?;
         let rate = self.schedule.rate(self.progress);
-        self.encoder.step(features, rate)?;
+        self.encoder.step(std::slice::from_ref(features), rate)?;
         self.optimizer.step(&[(&self.head, &gradients)], rate)?;
         Ok(loss.to_scalar::<f32>()?)
     }
@@ -234,8 +234,9 @@ impl<'a> Run<'a> {
             anyhow::Ok(image.label as u32)
         };
         let slots = indices.par_iter().zip(views.par_chunks_exact_mut(view_len));
+        let both = [ViewGroup::alike(2)];
         let labels: Result<Vec<u32>> =
-            slots.map_init(|| Augmenter::new(augment, preprocess), make).collect();
+            slots.map_init(|| Augmenter::new(augment, preprocess, &both), make).collect();
         Ok((views, labels?))
     }
 

@@ -12,7 +12,9 @@ mod publish;
 mod run;
 pub mod schedule;
 mod state;
+mod target;
 pub mod trainer;
+mod views;
 mod vitals;
 
 pub use arrivals::Refuse;

@@ -4,7 +4,8 @@ use super::Learner;
 use super::state::Parts;
 use super::trainer::StepReport;
 use super::vitals::{Summary, Vitals};
-use crate::batch::assemble::{Batch, Fresh, Order, assemble};
+use crate::augment::ViewGroup;
+use crate::batch::assemble::{Batch, Fresh, Order, ViewSpec, assemble};
 use crate::batch::{Decision, Supply, decide};
 use crate::checkpoint::Counts;
 use crate::replay::{self, Entry};
@@ -32,8 +33,8 @@ impl Learner {
             replayed.clone_from(&self.pending);
         }
         let n_probe = replayed.len();
-        let mut probe = assemble(&self.views, Order { step, fresh: vec![], replayed })?.views;
-        probe.truncate(n_probe * self.views.preprocess.input_len());
+        let views = ViewSpec { groups: vec![ViewGroup::alike(1)], ..self.views.clone() };
+        let probe = assemble(&views, Order { step, fresh: vec![], replayed })?.views;
         let learned = self.counts().learned;
         self.publisher.publish(&self.trainer, learned, (probe, n_probe))
     }
@@ -126,14 +127,18 @@ impl Learner {
             .map(Origin::seed)
             .collect();
         let is_due = self.publisher.is_due(order.step + 1);
-        let probe_len = views.len() / self.trainer.views_per_image();
-        let probe = is_due.then(|| views[..probe_len].to_vec());
+        // The first view of each image is at hand, where it is of the input's side.
+        let is_probe = self.views.groups.first().is_some_and(|group| group.side_px.is_none());
+        let probe_len = ids.len() * self.views.preprocess.input_len();
+        let probe = (is_due && is_probe).then(|| views[..probe_len].to_vec());
         let report = self.trainer.step(views, &ids).context("training step")?;
         self.note_learned(order.fresh)?;
         self.note_step(report);
         if let Some(probe) = probe {
             let learned = self.counts().learned;
             self.publisher.publish(&self.trainer, learned, (probe, ids.len()))?;
+        } else if is_due {
+            self.publish()?;
         }
         self.show();
         Ok(())

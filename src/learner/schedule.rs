@@ -70,13 +70,18 @@ impl Config {
         } else {
             ((progress.steps + 1) as f64 / self.warmup_steps as f64).min(1.0)
         };
+        let decay = 0.5 * (1.0 + (std::f64::consts::PI * self.done(progress)).cos());
+        self.learning_rate * warmup * decay
+    }
+
+    /// The share of the run that lies behind, from 0 to 1; 0 where no end is declared.
+    pub fn done(&self, progress: Progress) -> f64 {
         let done = match (self.end_steps, self.end_after) {
             (Some(end), _) => progress.steps as f64 / end as f64,
             (None, Some(end)) => progress.trained.as_secs_f64() / end.as_secs_f64(),
             (None, None) => 0.0,
         };
-        let decay = 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos());
-        self.learning_rate * warmup * decay
+        done.min(1.0)
     }
 }
 
@@ -99,6 +104,7 @@ mod tests {
         assert!((config.rate(at(4, 0)) - 0.5).abs() < 1e-12);
         assert_eq!(config.rate(at(9, 0)), 1.0);
         assert_eq!(config.rate(at(1_000_000, 1_000_000)), 1.0);
+        assert_eq!(config.done(at(1_000_000, 1_000_000)), 0.0);
     }
 
     #[test]
@@ -116,7 +122,9 @@ mod tests {
         };
         for (config, progress) in [(&by_steps, at(50, 0)), (&by_time, at(0, 50))] {
             assert!((config.rate(progress) - 0.5).abs() < 1e-12);
+            assert!((config.done(progress) - 0.5).abs() < 1e-12);
         }
+        assert_eq!(by_time.done(at(0, 500)), 1.0);
         assert!(by_steps.rate(at(100, 0)).abs() < 1e-12);
         assert!(by_time.rate(at(0, 500)).abs() < 1e-12);
     }

@@ -1,45 +1,133 @@
 //! Losses: what makes an encoder learn from unlabelled views.
 //!
-//! An objective says which views it wants, and makes a scalar loss of their features. It owns its
-//! heads. It changes nothing in `loss`; what moves (averages, queues) moves in `after_step`.
+//! An objective says which views it wants and who sees them, and makes a scalar loss of their
+//! features. It owns its heads. It changes nothing in `loss`; what moves without a gradient (moving
+//! averages, queues) moves in `after_step` and goes into checkpoints by `state`. The moving average
+//! of the encoder itself is the learner's, which makes one where [`Objective::target`] asks for it.
 //!
 //! To add an objective:
 //! 1. write `src/objective/NAME.rs`: paper and equations, `Config`, the [`Objective`] impl, the
-//!    pure mathematics as free functions, tests;
+//!    pure mathematics as free functions, tests; heads, averages and queues are in `parts/`;
 //! 2. add `mod NAME;` and a variant to [`Config`];
-//! 3. add its row to [`Config::build`];
-//! 4. run `scripts/test objective`: the contract tests walk [`Config::every_kind`].
+//! 3. add its rows to [`Config::every_kind`], [`Config::validate`] and [`Config::build`];
+//! 4. give its loss a case in `tests/golden/objective.py`;
+//! 5. run `scripts/test objective trainer`: the contract tests walk every kind, and `every_form` of
+//!    it: add those that ask for other views.
 
+#[cfg(test)]
+mod golden;
 pub mod parts;
+mod byol;
+mod emp;
+mod instance;
+mod moco;
+mod moco_v3;
+mod rotation;
+mod sigmoid;
 mod simclr;
+mod vicreg;
 
-use crate::encoder::Params;
+use crate::augment::ViewGroup;
+use crate::encoder::{NamedArrays, Params};
 use crate::setting::Invalid;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
+use parts::target::Target;
 use serde::{Deserialize, Serialize};
 
-/// Views that an objective wants of each image, made alike.
+/// Which encoders see a group of views.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ViewGroup {
-    /// Views of each image in the group.
-    pub views_per_image: usize,
+pub enum SeenBy {
+    /// The one that learns.
+    Encoder,
+    /// Its moving average.
+    Target,
+    /// Each of them.
+    Both,
+}
+
+impl SeenBy {
+    /// Whether the encoder that learns does.
+    pub fn encoder(self) -> bool {
+        matches!(self, Self::Encoder | Self::Both)
+    }
+
+    /// Whether the moving average does.
+    pub fn target(self) -> bool {
+        matches!(self, Self::Target | Self::Both)
+    }
+}
+
+/// Views that an objective wants of each image.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Views {
+    /// How many, and how they are made.
+    pub group: ViewGroup,
+    /// Who sees them.
+    pub seen_by: SeenBy,
+}
+
+impl Views {
+    /// Views as the configuration makes them, for the encoder that learns.
+    pub fn alike(views_per_image: usize) -> Self {
+        Self { group: ViewGroup::alike(views_per_image), seen_by: SeenBy::Encoder }
+    }
 }
 
 /// What an objective gets of a batch.
 pub struct Batch<'a> {
-    /// Features of each group, `[views_per_image * N, D]`: all images' first views, then all
-    /// images' second views, and so on.
+    /// Features of each group that the encoder saw, `[views_per_image * N, D]`: all images' first
+    /// views, then all images' second views, and so on.
     pub features: &'a [Tensor],
+    /// The same of each group that the target saw, without gradient.
+    pub targets: &'a [Tensor],
     /// Images in the batch, `N`.
     pub n_images: usize,
     /// The origin hash of each image, `N` of them.
     pub ids: &'a [u64],
 }
 
+impl Batch<'_> {
+    /// The features of an objective that wants one group of them.
+    ///
+    /// # Errors
+    /// Another number of groups.
+    pub fn only_features(&self) -> Result<&Tensor> {
+        match self.features {
+            [features] => Ok(features),
+            groups => bail!("1 group of features is wanted, not {}", groups.len()),
+        }
+    }
+
+    /// The features of all groups, one after another, `[V * N, D]`.
+    ///
+    /// # Errors
+    /// No group.
+    pub fn all_features(&self) -> Result<Tensor> {
+        Tensor::cat(self.features, 0)
+    }
+
+    /// The targets of an objective that wants one group of them.
+    ///
+    /// # Errors
+    /// Another number of groups.
+    pub fn only_targets(&self) -> Result<&Tensor> {
+        match self.targets {
+            [targets] => Ok(targets),
+            groups => bail!("1 group of targets is wanted, not {}", groups.len()),
+        }
+    }
+}
+
 /// A self-supervised loss with the heads it trains.
 pub trait Objective: Send {
     /// The groups of views to make of each image.
-    fn view_groups(&self) -> Vec<ViewGroup>;
+    fn views(&self) -> Vec<Views>;
+
+    /// The moving-average encoder that it compares with, if it does, in the step that the run has
+    /// come to: `done` is the share of it that lies behind, 0 where no end is declared.
+    fn target(&self, _done: f64) -> Option<Target> {
+        None
+    }
 
     /// The loss, a scalar, differentiable in the features and in the heads' weights.
     ///
@@ -53,11 +141,28 @@ pub trait Objective: Send {
     /// The same, to be restored.
     fn heads_mut(&mut self) -> &mut Params;
 
-    /// Called once after each optimiser step.
+    /// Called once after each optimiser step, with the batch that it was taken on: averages and
+    /// queues move here.
     ///
     /// # Errors
     /// Whatever tensor operations report.
-    fn after_step(&mut self) -> Result<()> {
+    fn after_step(&mut self, _batch: &Batch<'_>, _done: f64) -> Result<()> {
+        Ok(())
+    }
+
+    /// What `after_step` moves, by name.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    fn state(&self) -> Result<NamedArrays> {
+        Ok(NamedArrays::new())
+    }
+
+    /// Takes what `state` gave.
+    ///
+    /// # Errors
+    /// An array that is missing or of another shape, by name.
+    fn load_state(&mut self, _arrays: &NamedArrays) -> Result<()> {
         Ok(())
     }
 }
@@ -66,8 +171,24 @@ pub trait Objective: Send {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Config {
+    /// BYOL: predicts what a moving average of itself makes of another view.
+    Byol(byol::Config),
+    /// EMP-SSL: the coding rate of many crops of few images.
+    Emp(emp::Config),
+    /// Each image its own class, by a memory bank.
+    Instance(instance::Config),
+    /// MoCo v2: contrast with a queue of a moving average's projections.
+    Moco(moco::Config),
+    /// MoCo v3: contrast within the batch, with a predictor.
+    MocoV3(moco_v3::Config),
+    /// Which way up a view was turned.
+    Rotation(rotation::Config),
+    /// Each pair of views, same image or not.
+    Sigmoid(sigmoid::Config),
     /// SimCLR's NT-Xent.
     Simclr(simclr::Config),
+    /// VICReg: variance, invariance, covariance.
+    Vicreg(vicreg::Config),
 }
 
 impl Default for Config {
@@ -79,7 +200,32 @@ impl Default for Config {
 impl Config {
     /// One of every kind at its defaults, for tests that walk them.
     pub fn every_kind() -> Vec<Self> {
-        vec![Self::Simclr(simclr::Config::default())]
+        vec![
+            Self::Byol(byol::Config::default()),
+            Self::Emp(emp::Config::default()),
+            Self::Instance(instance::Config::default()),
+            Self::Moco(moco::Config::default()),
+            Self::MocoV3(moco_v3::Config::default()),
+            Self::Rotation(rotation::Config::default()),
+            Self::Sigmoid(sigmoid::Config::default()),
+            Self::Simclr(simclr::Config::default()),
+            Self::Vicreg(vicreg::Config::default()),
+        ]
+    }
+
+    /// Every kind, and the forms of a kind that ask for other views.
+    #[cfg(test)]
+    pub(crate) fn every_form() -> Vec<Self> {
+        let small = "small_views = { count = 2, side_px = 8 }";
+        let forms = [
+            "kind = \"moco\"\nsymmetric = false".to_owned(),
+            "kind = \"emp\"\ncrops = 3\ncrop_side_px = 8".to_owned(),
+            format!("kind = \"simclr\"\n{small}"),
+            format!("kind = \"moco-v3\"\n{small}"),
+            format!("kind = \"byol\"\nnorm_groups = 2\n{small}"),
+        ];
+        let parse = |text: &String| toml::from_str(text).expect("a form that there is");
+        Self::every_kind().into_iter().chain(forms.iter().map(parse)).collect()
     }
 
     /// Checks every value.
@@ -88,8 +234,39 @@ impl Config {
     /// The first value that is not allowed, by key.
     pub fn validate(&self) -> std::result::Result<(), Invalid> {
         match self {
+            Self::Byol(config) => config.validate(),
+            Self::Emp(config) => config.validate(),
+            Self::Instance(config) => config.validate(),
+            Self::Moco(config) => config.validate(),
+            Self::MocoV3(config) => config.validate(),
+            Self::Rotation(config) => config.validate(),
+            Self::Sigmoid(config) => config.validate(),
             Self::Simclr(config) => config.validate(),
+            Self::Vicreg(config) => config.validate(),
         }
+    }
+
+    /// Checks what it asks of the size of a batch.
+    ///
+    /// # Errors
+    /// A number of norm groups that don't divide it.
+    pub fn validate_batch(&self, images: usize) -> std::result::Result<(), Invalid> {
+        let groups = match self {
+            Self::Byol(config) => config.norm_groups,
+            Self::Moco(config) => config.norm_groups,
+            Self::MocoV3(config) => config.norm_groups,
+            Self::Emp(_)
+            | Self::Instance(_)
+            | Self::Rotation(_)
+            | Self::Sigmoid(_)
+            | Self::Simclr(_)
+            | Self::Vicreg(_) => 1,
+        };
+        if images.is_multiple_of(groups) {
+            return Ok(());
+        }
+        let allowed = format!("a divisor of batch.images, {images}");
+        Err(Invalid::new("objective.norm_groups", groups, allowed))
     }
 
     /// The objective for features of length `feature_dim`.
@@ -103,8 +280,26 @@ impl Config {
         device: &Device,
     ) -> Result<Box<dyn Objective>> {
         Ok(match self {
+            Self::Byol(config) => Box::new(byol::Byol::new(config, feature_dim, seed, device)?),
+            Self::Emp(config) => Box::new(emp::Emp::new(config, feature_dim, seed, device)?),
+            Self::Instance(config) => {
+                Box::new(instance::Instance::new(config, feature_dim, seed, device)?)
+            }
+            Self::Moco(config) => Box::new(moco::Moco::new(config, feature_dim, seed, device)?),
+            Self::MocoV3(config) => {
+                Box::new(moco_v3::MocoV3::new(config, feature_dim, seed, device)?)
+            }
+            Self::Rotation(config) => {
+                Box::new(rotation::Rotation::new(config, feature_dim, seed, device)?)
+            }
+            Self::Sigmoid(config) => {
+                Box::new(sigmoid::Sigmoid::new(config, feature_dim, seed, device)?)
+            }
             Self::Simclr(config) => {
                 Box::new(simclr::Simclr::new(config, feature_dim, seed, device)?)
+            }
+            Self::Vicreg(config) => {
+                Box::new(vicreg::Vicreg::new(config, feature_dim, seed, device)?)
             }
         })
     }
@@ -115,30 +310,73 @@ mod tests {
     use super::*;
     use candle_core::Var;
 
-    /// Two clusters of features that no objective may find already solved.
-    fn toy_features(n_images: usize, feature_dim: usize) -> Tensor {
-        let values = (0..2 * n_images * feature_dim)
-            .map(|i| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0)
+    const N_IMAGES: usize = 8;
+    const FEATURE_DIM: usize = 24;
+    const IDS: [u64; N_IMAGES] = [0, 1, 2, 3, 4, 5, 6, 7];
+
+    /// Features of `views_per_image` views that no objective may find already solved.
+    fn toy_features(views_per_image: usize, seed: usize) -> Tensor {
+        let n_rows = views_per_image * N_IMAGES;
+        let values = (0..n_rows * FEATURE_DIM)
+            .map(|i| (((i + seed) * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0)
             .collect();
-        Tensor::from_vec(values, (2 * n_images, feature_dim), &Device::Cpu).unwrap()
+        Tensor::from_vec(values, (n_rows, FEATURE_DIM), &Device::Cpu).unwrap()
+    }
+
+    /// Toy features of each group that the encoder, or the target, sees.
+    fn toy_groups(objective: &dyn Objective, is_seen: fn(SeenBy) -> bool) -> Vec<Tensor> {
+        let views = objective.views();
+        let seen = views.iter().enumerate().filter(|(_, views)| is_seen(views.seen_by));
+        seen.map(|(index, views)| toy_features(views.group.views_per_image, index)).collect()
+    }
+
+    /// An objective with a batch for it, whose features can be moved.
+    struct Toy {
+        objective: Box<dyn Objective>,
+        features: Vec<Var>,
+        targets: Vec<Tensor>,
+    }
+
+    impl Toy {
+        fn new(config: &Config) -> Self {
+            let objective = config.build(FEATURE_DIM, 1, &Device::Cpu).unwrap();
+            let features = toy_groups(&*objective, SeenBy::encoder);
+            let features = features.iter().map(|group| Var::from_tensor(group).unwrap());
+            let features = features.collect();
+            let targets = toy_groups(&*objective, SeenBy::target);
+            Self { objective, features, targets }
+        }
+
+        fn with_batch<R>(&mut self, work: impl FnOnce(&mut dyn Objective, &Batch<'_>) -> R) -> R {
+            let features: Vec<Tensor> =
+                self.features.iter().map(|group| group.as_tensor().clone()).collect();
+            let targets = &self.targets;
+            let batch = Batch { features: &features, targets, n_images: N_IMAGES, ids: &IDS };
+            work(&mut *self.objective, &batch)
+        }
+
+        fn loss(&mut self) -> Tensor {
+            self.with_batch(|objective, batch| objective.loss(batch).unwrap())
+        }
     }
 
     #[test]
     fn every_objective_is_finite_and_its_gradient_reaches_features_and_heads() {
-        for config in Config::every_kind() {
-            let objective = config.build(24, 1, &Device::Cpu).unwrap();
-            let features = Var::from_tensor(&toy_features(8, 24)).unwrap();
-            let ids: Vec<u64> = (0..8).collect();
-            let batch = Batch { features: &[features.as_tensor().clone()], n_images: 8, ids: &ids };
-            let loss = objective.loss(&batch).unwrap();
+        for config in Config::every_form() {
+            config.validate().unwrap();
+            let mut toy = Toy::new(&config);
+            let loss = toy.loss();
             assert!(loss.to_scalar::<f32>().unwrap().is_finite(), "{config:?}");
             let gradients = loss.backward().unwrap();
             let norm = |tensor: &Tensor| -> f32 {
                 let gradient = gradients.get(tensor).expect("a gradient");
                 gradient.sqr().unwrap().sum_all().unwrap().to_scalar().unwrap()
             };
-            assert!(norm(&features) > 0.0, "{config:?}: features");
-            for (spec, weight) in objective.heads().specs.iter().zip(&objective.heads().weights) {
+            for features in &toy.features {
+                assert!(norm(features) > 0.0, "{config:?}: features");
+            }
+            let heads = toy.objective.heads();
+            for (spec, weight) in heads.specs.iter().zip(&heads.weights) {
                 assert!(norm(weight) > 0.0, "{config:?}: {}", spec.name);
             }
         }
@@ -146,21 +384,62 @@ mod tests {
 
     #[test]
     fn every_objective_falls_when_features_follow_its_gradient() {
-        for config in Config::every_kind() {
-            let objective = config.build(24, 1, &Device::Cpu).unwrap();
-            let features = Var::from_tensor(&toy_features(8, 24)).unwrap();
-            let ids: Vec<u64> = (0..8).collect();
+        for config in Config::every_form() {
+            let mut toy = Toy::new(&config);
             let mut losses = vec![];
             for _ in 0..30 {
-                let batch =
-                    Batch { features: &[features.as_tensor().clone()], n_images: 8, ids: &ids };
-                let loss = objective.loss(&batch).unwrap();
+                let loss = toy.loss();
                 losses.push(loss.to_scalar::<f32>().unwrap());
                 let gradients = loss.backward().unwrap();
-                let step = (gradients.get(&features).unwrap() * 2.0).unwrap();
-                features.set(&features.sub(&step).unwrap()).unwrap();
+                for features in &toy.features {
+                    // Steps of one length, as losses differ in scale.
+                    let gradient = gradients.get(features).unwrap();
+                    let norm = gradient.sqr().unwrap().sum_all().unwrap().sqrt().unwrap();
+                    let step = gradient.broadcast_div(&norm).unwrap();
+                    features.set(&features.sub(&step).unwrap()).unwrap();
+                }
             }
-            assert!(losses[29] < 0.8 * losses[0], "{config:?}: {losses:?}");
+            let least = losses[0] - 0.2 * losses[0].abs();
+            assert!(losses[29] < least, "{config:?}: {losses:?}");
+        }
+    }
+
+    /// `loss` changes nothing, `after_step` all that `state` names; both go through arrays.
+    #[test]
+    fn what_moves_after_a_step_is_the_state_and_nothing_else_moves() {
+        for config in Config::every_form() {
+            let mut toy = Toy::new(&config);
+            // The encoder's step moved the heads away from their averages.
+            for weight in &toy.objective.heads().weights {
+                weight.set(&(weight.as_tensor() * 1.5).unwrap()).unwrap();
+            }
+            let before = toy.objective.state().unwrap();
+            let first = toy.loss().to_scalar::<f32>().unwrap();
+            assert_eq!(toy.objective.state().unwrap(), before, "{config:?}: the loss moved it");
+            assert_eq!(toy.loss().to_scalar::<f32>().unwrap(), first, "{config:?}");
+            let heads = toy.objective.heads().to_arrays("").unwrap();
+            toy.with_batch(|objective, batch| objective.after_step(batch, 0.0).unwrap());
+            let after = toy.objective.state().unwrap();
+            assert_eq!(toy.objective.heads().to_arrays("").unwrap(), heads, "{config:?}");
+            let is_stateless = before.is_empty();
+            assert_eq!(before == after, is_stateless, "{config:?}");
+            let has_target = toy.objective.target(0.0).is_some();
+            assert!(!has_target || !is_stateless, "{config:?}");
+            let sees = |views: &Views| views.seen_by.target();
+            assert_eq!(toy.objective.views().iter().any(sees), has_target, "{config:?}");
+
+            let mut restored = Toy::new(&config);
+            restored.objective.heads_mut().load_arrays("", &heads).unwrap();
+            restored.objective.load_state(&after).unwrap();
+            assert_eq!(restored.objective.state().unwrap(), after, "{config:?}");
+            let losses = [toy.loss(), restored.loss()].map(|loss| loss.to_scalar::<f32>().unwrap());
+            assert_eq!(losses[0], losses[1], "{config:?}");
+            if let Some(name) = after.keys().next().cloned() {
+                let mut lacking = after.clone();
+                lacking.remove(&name);
+                let error = restored.objective.load_state(&lacking).unwrap_err().to_string();
+                assert!(error.contains(&name), "{error}");
+            }
         }
     }
 }

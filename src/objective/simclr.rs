@@ -8,16 +8,20 @@
 //! loss = 1/2N sum_i [ -z_i . z_p(i) / tau + log sum_{k != i} exp(z_i . z_k / tau) ]
 //! ```
 //!
-//! Differs from the paper: nothing in the loss. The batch is smaller than the paper's 4096, so the
-//! default temperature is 0.2 rather than 0.1 or 0.5 (a choice of the PyTorch run that we compare
-//! with; MoCo v2 uses 0.2 as well).
+//! With `small_views` (multi-crop) each of them looks for each large view of its image among the
+//! large views of all others, and the loss is the mean over all views.
+//!
+//! Differs from the paper: nothing in the loss of two views. The batch is smaller than the paper's
+//! 4096, so the default temperature is 0.2 rather than 0.1 or 0.5 (a choice of the PyTorch run that
+//! we compare with; MoCo v2 uses 0.2 as well).
 
-use super::parts::head::{self, ProjectionHead};
-use super::{Batch, Objective, ViewGroup};
+use super::parts::head::{self, Ending, Head};
+use super::parts::rows::{EXCLUDED, cross_entropy, normalise, off_diagonal};
+use super::parts::small_views;
+use super::{Batch, Objective, SeenBy, Views};
 use crate::encoder::Params;
 use crate::setting::{Invalid, within};
-use candle_core::{D, Device, Result, Tensor};
-use candle_nn::ops::log_softmax;
+use candle_core::{Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// `[objective]` with `kind = "simclr"`.
@@ -26,13 +30,16 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Divides the similarities; smaller looks harder at near neighbours.
     pub temperature: f64,
+    /// Further views that are small.
+    pub small_views: small_views::Config,
     /// The projection head.
     pub head: head::Config,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { temperature: 0.2, head: head::Config::default() }
+        let small_views = small_views::Config::default();
+        Self { temperature: 0.2, small_views, head: head::Config::default() }
     }
 }
 
@@ -43,14 +50,17 @@ impl Config {
     /// The first value that is not allowed, by key.
     pub fn validate(&self) -> std::result::Result<(), Invalid> {
         within("objective.temperature", self.temperature, 0.01..=10.0, "from 0.01 to 10")?;
-        self.head.validate()
+        self.small_views.validate()?;
+        self.head.validate("objective.head")
     }
 }
 
 /// The objective: a head and NT-Xent over its projections.
 pub(super) struct Simclr {
     temperature: f64,
-    head: ProjectionHead,
+    small_views: small_views::Config,
+    head: Head,
+    heads: Params,
 }
 
 impl Simclr {
@@ -64,29 +74,39 @@ impl Simclr {
         seed: u64,
         device: &Device,
     ) -> Result<Self> {
-        let head = ProjectionHead::new(&config.head, feature_dim, seed, device)?;
-        Ok(Self { temperature: config.temperature, head })
+        let mut specs = vec![];
+        let head = Head::add(&mut specs, "projection", &config.head, feature_dim, Ending::Bias);
+        let heads = head::init(&specs, seed, device)?;
+        let Config { temperature, small_views, .. } = config.clone();
+        Ok(Self { temperature, small_views, head, heads })
     }
 }
 
 impl Objective for Simclr {
-    fn view_groups(&self) -> Vec<ViewGroup> {
-        vec![ViewGroup { views_per_image: 2 }]
+    fn views(&self) -> Vec<Views> {
+        self.small_views.beside_large(SeenBy::Encoder)
     }
 
     fn loss(&self, batch: &Batch<'_>) -> Result<Tensor> {
-        let [features] = batch.features else {
-            candle_core::bail!("simclr wants 1 group of views, got {}", batch.features.len())
-        };
-        nt_xent(&self.head.project(features)?, self.temperature)
+        let projections = self.head.apply(&self.heads, &batch.all_features()?)?; // [V * N, P]
+        let n_large = 2 * batch.n_images;
+        let large = projections.narrow(0, 0, n_large)?; // [2N, P]
+        let loss = nt_xent(&large, self.temperature)?;
+        let n_small = projections.dim(0)? - n_large;
+        if n_small == 0 {
+            return Ok(loss);
+        }
+        let small = projections.narrow(0, n_large, n_small)?; // [K * N, P]
+        let of_small = small_xent(&small, &large, self.temperature)?;
+        ((loss * n_large as f64)? + (of_small * n_small as f64)?)? / (n_large + n_small) as f64
     }
 
     fn heads(&self) -> &Params {
-        self.head.params()
+        &self.heads
     }
 
     fn heads_mut(&mut self) -> &mut Params {
-        self.head.params_mut()
+        &mut self.heads
     }
 }
 
@@ -99,27 +119,51 @@ pub(super) fn nt_xent(projections: &Tensor, temperature: f64) -> Result<Tensor> 
     if rows % 2 != 0 {
         candle_core::bail!("nt_xent wants two views of each image, got {rows} rows")
     }
-    let device = projections.device();
     let unit = normalise(projections)?; // [2N, P]
-    let similarity = (unit.matmul(&unit.t()?.contiguous()?)? / temperature)?; // [2N, 2N]
-    // A view is no negative of itself. The mask is finite, as infinity times zero is no number.
-    let itself = (Tensor::eye(rows, candle_core::DType::F32, device)? * -1e9)?;
-    let log_probability = log_softmax(&(similarity + itself)?, D::Minus1)?; // [2N, 2N]
-    let partners: Vec<u32> = (0..rows).map(|i| ((i + rows / 2) % rows) as u32).collect();
-    let partners = Tensor::from_vec(partners, (rows, 1), device)?;
-    log_probability.gather(&partners, 1)?.mean_all()?.neg()
+    let similarity = (unit.matmul(&unit.t()?)? / temperature)?; // [2N, 2N]
+    // A view is no negative of itself.
+    let similarity = (similarity + off_diagonal(rows, projections.device())?)?;
+    cross_entropy(&similarity, (0..rows).map(|i| ((i + rows / 2) % rows) as u32).collect())
 }
 
-/// Rows of unit length; a zero row stays zero.
-fn normalise(rows: &Tensor) -> Result<Tensor> {
-    let norm = (rows.sqr()?.sum_keepdim(D::Minus1)? + 1e-12)?.sqrt()?;
-    rows.broadcast_div(&norm)
+/// The mean over `small [K * N, P]` of how well each finds each large view of its image among the
+/// other images' and that one, `large [2N, P]`.
+///
+/// # Errors
+/// A number of small views that is no multiple of N.
+fn small_xent(small: &Tensor, large: &Tensor, temperature: f64) -> Result<Tensor> {
+    let (n_small, n_large) = (small.dim(0)?, large.dim(0)?);
+    let n_images = n_large / 2;
+    if n_images == 0 || n_large % 2 != 0 || n_small % n_images != 0 {
+        candle_core::bail!("{n_small} small views don't belong to {n_large} large ones")
+    }
+    let similarity = normalise(small)?.matmul(&normalise(large)?.t()?)?; // [K * N, 2N]
+    let similarity = (similarity / temperature)?;
+    let own = |row: usize, view: usize| row % n_images + view * n_images;
+    let one_of_both = |view: usize| {
+        // The other large view of its image is neither the answer nor a negative.
+        let mask = (0..n_small).flat_map(|row| {
+            let other = own(row, 1 - view);
+            (0..n_large).map(move |column| if column == other { EXCLUDED as f32 } else { 0.0 })
+        });
+        let mask = Tensor::from_vec(mask.collect::<Vec<_>>(), (n_small, n_large), small.device())?;
+        let answers = (0..n_small).map(|row| own(row, view) as u32).collect();
+        cross_entropy(&(&similarity + mask)?, answers)
+    };
+    (one_of_both(0)? + one_of_both(1)?)? / 2.0
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::golden;
     use super::*;
     use candle_core::Var;
+
+    #[test]
+    fn golden_values_and_slopes() {
+        golden::check("simclr", |x, a| nt_xent(&x[0], a["temperature"]));
+        golden::check("simclr-small", |x, a| small_xent(&x[0], &x[1], a["temperature"]));
+    }
 
     /// Equation 1 as plain loops in f64.
     fn oracle(rows: &[Vec<f64>], temperature: f64) -> f64 {

@@ -1,0 +1,234 @@
+//! MoCo v2 (He et al., "Momentum Contrast", arXiv 1911.05722, section 3.1, equations 1, 2; Chen et
+//! al., "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297): a query finds
+//! its key among those of past batches.
+//!
+//! With q the query from one view, k+ the key that the target makes of another view of its image,
+//! k_j the K keys of the queue, all of unit length, and tau the temperature:
+//!
+//! ```text
+//! loss = mean of -log [ exp(q . k+ / tau) / ( exp(q . k+ / tau) + sum_j exp(q . k_j / tau) ) ]
+//! target <- m target + (1 - m) encoder;   the batch's keys replace the oldest of the queue
+//! ```
+//!
+//! The keys of a batch share the statistics of their batch norms, the queue's do not; a query whose
+//! own statistics resemble its key's could tell it by them. The paper shuffles keys across GPUs. On
+//! one device the target's batch is cut into `norm_groups` parts of other images each, as the
+//! authors' single-GPU demonstration splits its norms, and no part holds two views of an image.
+//!
+//! Differs from the papers: by default both views are query and key in turn (`symmetric`, as in
+//! that demonstration); queued keys of the query's own image, which replay brings back, are no
+//! negatives; the momentum is .99 and the queue 4096, as for short runs in the same demonstration
+//! (the papers: .999 and 65,536).
+
+use super::parts::head::{self, Ending};
+use super::parts::queue::Queue;
+use super::parts::rows::{cross_entropy, normalise, partners};
+use super::parts::siamese::{self, Siamese};
+use super::parts::target::{Target, validate_momentum};
+use super::{Batch, Objective, SeenBy, Views};
+use crate::encoder::{NamedArrays, Params};
+use crate::setting::{Invalid, within};
+use candle_core::{D, Device, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// `[objective]` with `kind = "moco"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Divides the similarities.
+    pub temperature: f64,
+    /// Share of the target that is kept in a step.
+    pub momentum: f64,
+    /// Keys of past batches that are negatives, `K`.
+    pub queue: usize,
+    /// Whether each view is query and key; else the first is query and the second key, and a step
+    /// costs half.
+    pub symmetric: bool,
+    /// Parts of the target's batch that are normalised apart.
+    pub norm_groups: usize,
+    /// The projection head; v2's has no batch norm.
+    pub head: head::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            temperature: 0.2,
+            momentum: 0.99,
+            queue: 4096,
+            symmetric: true,
+            norm_groups: 4,
+            head: head::Config { norm: false, ..head::Config::default() },
+        }
+    }
+}
+
+impl Config {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first value that is not allowed, by key.
+    pub fn validate(&self) -> std::result::Result<(), Invalid> {
+        within("objective.temperature", self.temperature, 0.01..=10.0, "from 0.01 to 10")?;
+        validate_momentum(self.momentum)?;
+        within("objective.queue", self.queue, 1..=1_048_576, "from 1 to 1048576")?;
+        within("objective.norm_groups", self.norm_groups, 1..=64, "from 1 to 64")?;
+        self.head.validate("objective.head")
+    }
+}
+
+/// The objective: a head with its average, and the queue.
+pub(super) struct Moco {
+    config: Config,
+    pair: Siamese,
+    queue: Queue,
+}
+
+impl Moco {
+    /// A fresh one for features of length `feature_dim`.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub(super) fn new(
+        config: &Config,
+        feature_dim: usize,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let heads = siamese::Config { head: &config.head, predictor: None, ending: Ending::Bias };
+        Ok(Self {
+            pair: Siamese::new(&heads, feature_dim, seed, device)?,
+            queue: Queue::random([config.queue, config.head.output], seed, device)?,
+            config: config.clone(),
+        })
+    }
+
+    /// Unit keys, a row for each row of the target's features.
+    fn keys(&self, batch: &Batch<'_>) -> Result<Tensor> {
+        normalise(&self.pair.keys(batch.only_targets()?)?)
+    }
+}
+
+impl Objective for Moco {
+    fn views(&self) -> Vec<Views> {
+        if self.config.symmetric {
+            return vec![Views { seen_by: SeenBy::Both, ..Views::alike(2) }];
+        }
+        [SeenBy::Encoder, SeenBy::Target]
+            .map(|seen_by| Views { seen_by, ..Views::alike(1) })
+            .to_vec()
+    }
+
+    fn target(&self, _done: f64) -> Option<Target> {
+        let Config { momentum, norm_groups, .. } = self.config;
+        Some(Target { momentum, norm_groups })
+    }
+
+    fn loss(&self, batch: &Batch<'_>) -> Result<Tensor> {
+        let queries = self.pair.queries(batch.only_features()?)?; // [M, P], M is N or 2N
+        let keys = self.keys(batch)?; // [M, P]
+        let keys = if self.config.symmetric { partners(&keys)? } else { keys };
+        let ids = batch.ids.repeat(queries.dim(0)? / batch.n_images);
+        let excluded = self.queue.exclude_own(&ids)?; // [M, K]
+        info_nce(&queries, &keys, (self.queue.rows(), &excluded), self.config.temperature)
+    }
+
+    fn heads(&self) -> &Params {
+        self.pair.heads()
+    }
+
+    fn heads_mut(&mut self) -> &mut Params {
+        self.pair.heads_mut()
+    }
+
+    fn after_step(&mut self, batch: &Batch<'_>, _done: f64) -> Result<()> {
+        let keys = self.keys(batch)?; // [M, P]
+        let ids = batch.ids.repeat(keys.dim(0)? / batch.n_images);
+        self.queue.push(&keys, &ids)?;
+        self.pair.follow(self.config.momentum)
+    }
+
+    fn state(&self) -> Result<NamedArrays> {
+        let mut arrays = self.pair.to_arrays()?;
+        arrays.extend(self.queue.to_arrays()?);
+        Ok(arrays)
+    }
+
+    fn load_state(&mut self, arrays: &NamedArrays) -> Result<()> {
+        self.pair.load_arrays(arrays)?;
+        self.queue.load_arrays(arrays)
+    }
+}
+
+/// The mean over `queries [M, P]` of -log the share that their `keys [M, P]` have against the
+/// `queue [K, P]`, both of unit length; `excluded [M, K]` is added to the queue's logits.
+///
+/// # Errors
+/// Shapes that don't fit.
+fn info_nce(
+    queries: &Tensor,
+    keys: &Tensor,
+    (queue, excluded): (&Tensor, &Tensor),
+    temperature: f64,
+) -> Result<Tensor> {
+    let (rows, _) = queries.dims2()?;
+    let queries = normalise(queries)?; // [M, P]
+    let own = queries.mul(&keys.detach())?.sum_keepdim(D::Minus1)?; // [M, 1]
+    let others = queries.matmul(&queue.detach().t()?)?; // [M, K]
+    let own = (own / temperature)?;
+    let others = ((others / temperature)? + excluded)?;
+    cross_entropy(&Tensor::cat(&[&own, &others], 1)?, vec![0; rows])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::golden;
+    use super::*;
+    use candle_core::DType;
+
+    #[test]
+    fn golden_values_and_slopes() {
+        golden::check("moco", |x, arguments| {
+            let nothing = Tensor::zeros((x[0].dim(0)?, x[2].dim(0)?), DType::F32, &Device::Cpu)?;
+            let (keys, queue) = (normalise(&x[1].detach())?, normalise(&x[2].detach())?);
+            info_nce(&x[0], &keys, (&queue, &nothing), arguments["temperature"])
+        });
+    }
+
+    #[test]
+    fn closed_forms() {
+        let axis = |i: usize| {
+            let row: Vec<f32> = (0..4).map(|j| if i == j { 1.0 } else { 0.0 }).collect();
+            Tensor::from_vec(row, (1, 4), &Device::Cpu).unwrap()
+        };
+        let queue = Tensor::cat(&[axis(1), axis(2), axis(3)], 0).unwrap();
+        let nothing = Tensor::zeros((1, 3), DType::F32, &Device::Cpu).unwrap();
+        let value = |key: &Tensor, excluded: &Tensor| {
+            let loss = info_nce(&axis(0), key, (&queue, excluded), 0.5).unwrap();
+            loss.to_scalar::<f32>().unwrap()
+        };
+        // The key is the query and the others are orthogonal: log(1 + 3 e^-2).
+        assert!((value(&axis(0), &nothing) - (1.0 + 3.0 * (-2f32).exp()).ln()).abs() < 1e-6);
+        // All alike: log 4. Two excluded: log 2.
+        assert!((value(&axis(1), &nothing) - 4f32.ln()).abs() < 1e-6);
+        let excluded = Tensor::new(&[[-1e9f32, 0.0, -1e9]], &Device::Cpu).unwrap();
+        assert!((value(&axis(1), &excluded) - 2f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_key_of_the_same_image_is_no_negative_when_replay_brings_it_back() {
+        let config = Config { queue: 4, norm_groups: 1, ..Config::default() };
+        let features: Vec<f32> = (0..24).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
+        let features = Tensor::from_vec(features, (4, 6), &Device::Cpu).unwrap();
+        let features = [features];
+        let loss_after = |id: u64| {
+            let mut moco = Moco::new(&config, 6, 1, &Device::Cpu).unwrap();
+            let (before, now) = ([id, 11], [10, 11]);
+            let batch = |ids| Batch { features: &features, targets: &features, n_images: 2, ids };
+            moco.after_step(&batch(&before), 0.0).unwrap();
+            moco.loss(&batch(&now)).unwrap().to_scalar::<f32>().unwrap()
+        };
+        // Its own key, the closest there is, would cost the most.
+        assert!(loss_after(10) < loss_after(99) - 0.1);
+    }
+}

@@ -1,0 +1,175 @@
+//! MoCo v3 (Chen, Xie and He, "An Empirical Study of Training Self-Supervised Vision
+//! Transformers", arXiv 2104.02057, section 3, equation 1 and algorithm 1): contrast of predictions
+//! with a moving average's projections, within the batch.
+//!
+//! With q_i the prediction from one view of image i and k_i the target's projection of the other,
+//! of unit length, and tau the temperature:
+//!
+//! ```text
+//! ctr(q, k) = 2 tau mean over i of -log [ exp(q_i . k_i / tau) / sum_j exp(q_i . k_j / tau) ]
+//! loss      = ctr(q(a), k(b)) + ctr(q(b), k(a))
+//! ```
+//!
+//! With `small_views` (multi-crop) the loss is twice the mean of ctr(q(v), k(t)) over every view v
+//! and large view t other than v, which without them is the loss above; the target sees the large
+//! views alone.
+//!
+//! The momentum rises to 1 along BYOL's half cosine where an end is declared, as in the published
+//! code.
+//!
+//! Differs from the paper: the patch projection of a vision transformer is trained as the rest is;
+//! both views of a batch are normalised together; heads are smaller (512 and 128 rather than 4096
+//! and 256), and the projection has two layers.
+
+use super::parts::head::{self, Ending};
+use super::parts::rows::{cross_entropy, normalise, per_view};
+use super::parts::siamese::{self, Siamese};
+use super::parts::small_views::{self, mean_over_pairs};
+use super::parts::target::{Target, cosine_momentum, validate_momentum};
+use super::{Batch, Objective, SeenBy, Views};
+use crate::encoder::{NamedArrays, Params};
+use crate::setting::{Invalid, within};
+use candle_core::{Device, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// `[objective]` with `kind = "moco-v3"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Divides the similarities.
+    pub temperature: f64,
+    /// Share of the target that is kept in a step; it rises to 1 at a declared end.
+    pub momentum: f64,
+    /// Parts of the target's batch that are normalised apart.
+    pub norm_groups: usize,
+    /// Further views that are small.
+    pub small_views: small_views::Config,
+    /// The projection head.
+    pub head: head::Config,
+    /// The predictor, from projections to as long rows.
+    pub predictor: head::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            temperature: 0.2,
+            momentum: 0.99,
+            norm_groups: 1,
+            small_views: small_views::Config::default(),
+            head: head::Config::default(),
+            predictor: head::Config::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first value that is not allowed, by key.
+    pub fn validate(&self) -> std::result::Result<(), Invalid> {
+        within("objective.temperature", self.temperature, 0.01..=10.0, "from 0.01 to 10")?;
+        validate_momentum(self.momentum)?;
+        within("objective.norm_groups", self.norm_groups, 1..=64, "from 1 to 64")?;
+        self.small_views.validate()?;
+        siamese::validate(&self.head, &self.predictor)
+    }
+}
+
+/// The objective: heads with their average.
+pub(super) struct MocoV3 {
+    config: Config,
+    pair: Siamese,
+}
+
+impl MocoV3 {
+    /// A fresh one for features of length `feature_dim`.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub(super) fn new(
+        config: &Config,
+        feature_dim: usize,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let Config { head, predictor, .. } = config;
+        let heads = siamese::Config { head, predictor: Some(predictor), ending: Ending::Norm };
+        let pair = Siamese::new(&heads, feature_dim, seed, device)?;
+        Ok(Self { config: config.clone(), pair })
+    }
+}
+
+impl Objective for MocoV3 {
+    fn views(&self) -> Vec<Views> {
+        self.config.small_views.beside_large(SeenBy::Both)
+    }
+
+    fn target(&self, done: f64) -> Option<Target> {
+        let momentum = cosine_momentum(self.config.momentum, done);
+        Some(Target { momentum, norm_groups: self.config.norm_groups })
+    }
+
+    fn loss(&self, batch: &Batch<'_>) -> Result<Tensor> {
+        let keys = per_view(&self.pair.keys(batch.only_targets()?)?, 2)?; // 2 of [N, P]
+        let queries = self.pair.queries(&batch.all_features()?)?; // [V * N, P]
+        let queries = per_view(&queries, queries.dim(0)? / batch.n_images)?; // V of [N, P]
+        let temperature = self.config.temperature;
+        mean_over_pairs(&queries, &keys, |query, key| contrast(query, key, temperature))? * 2.0
+    }
+
+    fn heads(&self) -> &Params {
+        self.pair.heads()
+    }
+
+    fn heads_mut(&mut self) -> &mut Params {
+        self.pair.heads_mut()
+    }
+
+    fn after_step(&mut self, _batch: &Batch<'_>, done: f64) -> Result<()> {
+        self.pair.follow(cosine_momentum(self.config.momentum, done))
+    }
+
+    fn state(&self) -> Result<NamedArrays> {
+        self.pair.to_arrays()
+    }
+
+    fn load_state(&mut self, arrays: &NamedArrays) -> Result<()> {
+        self.pair.load_arrays(arrays)
+    }
+}
+
+/// `ctr` of `queries` and `keys`, both `[N, P]`, rows i of one image; no gradient flows into the
+/// keys.
+///
+/// # Errors
+/// Shapes that differ.
+fn contrast(queries: &Tensor, keys: &Tensor, temperature: f64) -> Result<Tensor> {
+    let (n_images, _) = queries.dims2()?;
+    let (queries, keys) = (normalise(queries)?, normalise(&keys.detach())?);
+    let similarity = (queries.matmul(&keys.t()?)? / temperature)?; // [N, N]
+    cross_entropy(&similarity, (0..n_images as u32).collect())? * (2.0 * temperature)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::golden;
+    use super::*;
+
+    #[test]
+    fn golden_values_and_slopes() {
+        golden::check("moco-v3", |x, a| contrast(&x[0], &x[1], a["temperature"]));
+    }
+
+    #[test]
+    fn closed_forms() {
+        let axes = Tensor::eye(3, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let value = |keys: &Tensor| contrast(&axes, keys, 0.5).unwrap().to_scalar::<f32>().unwrap();
+        // Each key is its query and the others are orthogonal: 2 tau log(1 + 2 e^{-1/tau}).
+        assert!((value(&axes) - (1.0 + 2.0 * (-2f32).exp()).ln()).abs() < 1e-6);
+        // All keys alike: 2 tau log N.
+        let alike = axes.ones_like().unwrap();
+        assert!((value(&alike) - 3f32.ln()).abs() < 1e-6);
+    }
+}
