@@ -14,9 +14,11 @@
 //! 5. run `scripts/test objective trainer`: the contract tests walk every kind, and `every_form` of
 //!    it: add those that ask for other views.
 
+mod batch;
 #[cfg(test)]
 mod golden;
 pub mod parts;
+
 mod byol;
 mod emp;
 mod instance;
@@ -27,96 +29,13 @@ mod sigmoid;
 mod simclr;
 mod vicreg;
 
-use crate::augment::ViewGroup;
+pub use batch::{Batch, SeenBy, Views};
+
 use crate::encoder::{NamedArrays, Params};
 use crate::setting::Invalid;
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor};
 use parts::target::Target;
 use serde::{Deserialize, Serialize};
-
-/// Which encoders see a group of views.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SeenBy {
-    /// The one that learns.
-    Encoder,
-    /// Its moving average.
-    Target,
-    /// Each of them.
-    Both,
-}
-
-impl SeenBy {
-    /// Whether the encoder that learns does.
-    pub fn encoder(self) -> bool {
-        matches!(self, Self::Encoder | Self::Both)
-    }
-
-    /// Whether the moving average does.
-    pub fn target(self) -> bool {
-        matches!(self, Self::Target | Self::Both)
-    }
-}
-
-/// Views that an objective wants of each image.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Views {
-    /// How many, and how they are made.
-    pub group: ViewGroup,
-    /// Who sees them.
-    pub seen_by: SeenBy,
-}
-
-impl Views {
-    /// Views as the configuration makes them, for the encoder that learns.
-    pub fn alike(views_per_image: usize) -> Self {
-        Self { group: ViewGroup::alike(views_per_image), seen_by: SeenBy::Encoder }
-    }
-}
-
-/// What an objective gets of a batch.
-pub struct Batch<'a> {
-    /// Features of each group that the encoder saw, `[views_per_image * N, D]`: all images' first
-    /// views, then all images' second views, and so on.
-    pub features: &'a [Tensor],
-    /// The same of each group that the target saw, without gradient.
-    pub targets: &'a [Tensor],
-    /// Images in the batch, `N`.
-    pub n_images: usize,
-    /// The origin hash of each image, `N` of them.
-    pub ids: &'a [u64],
-}
-
-impl Batch<'_> {
-    /// The features of an objective that wants one group of them.
-    ///
-    /// # Errors
-    /// Another number of groups.
-    pub fn only_features(&self) -> Result<&Tensor> {
-        match self.features {
-            [features] => Ok(features),
-            groups => bail!("1 group of features is wanted, not {}", groups.len()),
-        }
-    }
-
-    /// The features of all groups, one after another, `[V * N, D]`.
-    ///
-    /// # Errors
-    /// No group.
-    pub fn all_features(&self) -> Result<Tensor> {
-        Tensor::cat(self.features, 0)
-    }
-
-    /// The targets of an objective that wants one group of them.
-    ///
-    /// # Errors
-    /// Another number of groups.
-    pub fn only_targets(&self) -> Result<&Tensor> {
-        match self.targets {
-            [targets] => Ok(targets),
-            groups => bail!("1 group of targets is wanted, not {}", groups.len()),
-        }
-    }
-}
 
 /// A self-supervised loss with the heads it trains.
 pub trait Objective: Send {
