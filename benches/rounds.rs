@@ -80,7 +80,8 @@ fn views(path: &str, side_px: usize, is_decoded_anew: bool) -> Round {
     let jpeg = std::fs::read(path).expect("the script wrote it");
     let decoding = decode::Config::default();
     let preprocess = Preprocess::imagenet(side_px);
-    let mut augmenter = Augmenter::new(&augment::Config::default(), &preprocess, &[ViewGroup::alike(2)]);
+    let mut augmenter =
+        Augmenter::new(&augment::Config::default(), &preprocess, &[ViewGroup::alike(2)]);
     let mut out = vec![0.0; preprocess.input_len()];
     let mut pixels = decode::decode(&jpeg, None, &decoding).expect("a JPEG");
     Box::new(move || {
