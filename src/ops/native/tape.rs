@@ -210,6 +210,7 @@ mod tests {
             let params = HostParams::init(&plan, [1, 0]).unwrap();
             let is_small = plan.weights.len() < 200 && plan.feature_dim <= 256;
             let shapes: &[_] = if is_small { &[(7, 33), (33, 15), (4, 28)] } else { &[(9, 15)] };
+            let most = if is_small { 3e-2 } else { 1e-1 };
             // Rounding grows with the layers.
             let depth = plan.ops.len() as f64;
             for &(n, side) in shapes {
@@ -239,10 +240,11 @@ mod tests {
                         .collect();
                     errors.sort_by(|a, b| a.0.total_cmp(&b.0));
                     // A rectifier that rounding turns over moves the gradients of its layer, and of
-                    // all before it, by 1 / sqrt(the layer's numbers).
+                    // all before it, by 1 / sqrt(the layer's numbers): fifty layers, the last of a
+                    // pixel each, turn many. A wrong formula is off by about 1.
                     let (median, worst) = (errors[errors.len() / 2], errors[errors.len() - 1]);
                     assert!(
-                        median.0 < 3e-2 && worst.0 < 1e-1,
+                        median.0 < most && worst.0 < 2.0 * most,
                         "{architecture} {n} x {side} on {isa}: {median:?}, {worst:?}"
                     );
                 }
