@@ -42,5 +42,9 @@ fn the_demo_learns_serves_and_sums_up() {
     let published = summary["versions_published"].as_u64().unwrap();
     assert!(published >= 1);
     let kept = std::fs::read_dir(snapshots).unwrap().count() as u64;
-    assert_eq!(kept, 2 * published.min(20), "a file and its provenance for each");
+    assert_eq!(
+        kept,
+        2 * published.min(20) + 1,
+        "a file and its provenance for each, and a history"
+    );
 }

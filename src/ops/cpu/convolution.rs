@@ -12,12 +12,9 @@
 //! second-level cache. With stride 1 the gradient of the images is itself a convolution, of `dy`
 //! with the weight turned round, which saves adding columns back.
 
-use crate::ops::Geometry;
-use crate::ops::isa::Isa;
 use crate::ops::matrix::{Matrix, MatrixMut};
 use crate::ops::multiply::{Output, multiply};
-use crate::ops::simd;
-use crate::ops::with_scratch;
+use crate::ops::{Geometry, isa::Isa, simd, with_scratch};
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
@@ -231,9 +228,8 @@ fn scatter_images(shape: &Shape, weight: &[f32], dy: &[f32]) -> Vec<f32> {
         for pixels in blocks(first * output_pixels..end * output_pixels, block) {
             with_scratch(&COLUMNS, pixels.len() * column, |columns| {
                 let dy = &dy[pixels.start * outputs..pixels.end * outputs];
-                let dy = Matrix::new(dy, pixels.len(), outputs);
                 let product = MatrixMut::new(columns, pixels.len(), column);
-                multiply(product, Output::Replace, dy, turned);
+                multiply(product, Output::Replace, Matrix::new(dy, pixels.len(), outputs), turned);
                 shape.scatter(columns, pixels, first * image, dx);
             });
         }
@@ -246,8 +242,7 @@ fn scatter_images(shape: &Shape, weight: &[f32], dy: &[f32]) -> Vec<f32> {
 /// A task sums one row of taps over one chunk of the pixels; the chunks, whose number depends on
 /// the shape alone, are then added up in order.
 pub(crate) fn backward_weight(shape: &Shape, x: &[f32], dy: &[f32]) -> Vec<f32> {
-    let outputs = shape.outputs;
-    let kernel = shape.geometry.kernel;
+    let (outputs, kernel) = (shape.outputs, shape.geometry.kernel);
     let mut sum = vec![0.0; shape.column() * outputs];
     if sum.is_empty() || dy.is_empty() {
         return sum;
