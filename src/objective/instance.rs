@@ -20,11 +20,11 @@
 
 use super::parts::head::{self, Ending, Head};
 use super::parts::queue::Queue;
-use super::parts::rows::{EXCLUDED, cross_entropy, normalise, partners, per_view};
+use super::parts::rows::{EXCLUDED, info_nce, normalise, partners, per_view};
 use super::{Batch, Objective, Views};
 use crate::encoder::{NamedArrays, Params};
 use crate::setting::{Invalid, within};
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// `[objective]` with `kind = "instance"`.
@@ -134,7 +134,7 @@ impl Objective for Instance {
         let held = self.bank.exclude_own_and_empty(&batch.ids.repeat(2))?; // [2N, K]
         let in_batch = self.exclude_in_batch(batch, unit.device())?; // [2N, N]
         let excluded = Tensor::cat(&[&held, &in_batch], 1)?; // [2N, K + N]
-        classify(&unit, &own, (&others, &excluded), self.temperature)
+        info_nce(&unit, &own, (&others, &excluded), self.temperature)
     }
 
     fn heads(&self) -> &Params {
@@ -176,23 +176,6 @@ fn mean_of_views(unit: &Tensor) -> Result<Tensor> {
     normalise(&((&views[0] + &views[1])? / 2.0)?)
 }
 
-/// The mean over `unit [M, P]` of -log the share that their `own [M, P]` class has against the
-/// vectors `others [K, P]`; `excluded [M, K]` is added to the others' logits.
-///
-/// # Errors
-/// Shapes that don't fit.
-fn classify(
-    unit: &Tensor,
-    own: &Tensor,
-    (others, excluded): (&Tensor, &Tensor),
-    temperature: f64,
-) -> Result<Tensor> {
-    let (rows, _) = unit.dims2()?;
-    let own = (unit.mul(&own.detach())?.sum_keepdim(D::Minus1)? / temperature)?; // [M, 1]
-    let others = (unit.matmul(&others.detach().t()?)? / temperature)?; // [M, K]
-    cross_entropy(&Tensor::cat(&[&own, &(others + excluded)?], 1)?, vec![0; rows])
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::golden;
@@ -205,7 +188,7 @@ mod tests {
             let nothing = Tensor::zeros((x[0].dim(0)?, x[2].dim(0)?), DType::F32, &Device::Cpu)?;
             let (own, others) = (normalise(&x[1].detach())?, normalise(&x[2].detach())?);
             let temperature = arguments["temperature"];
-            classify(&normalise(&x[0])?, &own, (&others, &nothing), temperature)
+            info_nce(&normalise(&x[0])?, &own, (&others, &nothing), temperature)
         });
     }
 

@@ -22,13 +22,13 @@
 
 use super::parts::head::{self, Ending};
 use super::parts::queue::Queue;
-use super::parts::rows::{cross_entropy, normalise, partners};
+use super::parts::rows::{info_nce, normalise, partners};
 use super::parts::siamese::{self, Siamese};
 use super::parts::target::{Target, validate_momentum};
 use super::{Batch, Objective, SeenBy, Views};
 use crate::encoder::{NamedArrays, Params};
 use crate::setting::{Invalid, within};
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// `[objective]` with `kind = "moco"`.
@@ -130,7 +130,12 @@ impl Objective for Moco {
         let keys = if self.config.symmetric { partners(&keys)? } else { keys };
         let ids = batch.ids.repeat(queries.dim(0)? / batch.n_images);
         let excluded = self.queue.exclude_own(&ids)?; // [M, K]
-        info_nce(&queries, &keys, (self.queue.rows(), &excluded), self.config.temperature)
+        info_nce(
+            &normalise(&queries)?,
+            &keys,
+            (self.queue.rows(), &excluded),
+            self.config.temperature,
+        )
     }
 
     fn heads(&self) -> &Params {
@@ -160,26 +165,6 @@ impl Objective for Moco {
     }
 }
 
-/// The mean over `queries [M, P]` of -log the share that their `keys [M, P]` have against the
-/// `queue [K, P]`, both of unit length; `excluded [M, K]` is added to the queue's logits.
-///
-/// # Errors
-/// Shapes that don't fit.
-fn info_nce(
-    queries: &Tensor,
-    keys: &Tensor,
-    (queue, excluded): (&Tensor, &Tensor),
-    temperature: f64,
-) -> Result<Tensor> {
-    let (rows, _) = queries.dims2()?;
-    let queries = normalise(queries)?; // [M, P]
-    let own = queries.mul(&keys.detach())?.sum_keepdim(D::Minus1)?; // [M, 1]
-    let others = queries.matmul(&queue.detach().t()?)?; // [M, K]
-    let own = (own / temperature)?;
-    let others = ((others / temperature)? + excluded)?;
-    cross_entropy(&Tensor::cat(&[&own, &others], 1)?, vec![0; rows])
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::golden;
@@ -191,7 +176,7 @@ mod tests {
         golden::check("moco", |x, arguments| {
             let nothing = Tensor::zeros((x[0].dim(0)?, x[2].dim(0)?), DType::F32, &Device::Cpu)?;
             let (keys, queue) = (normalise(&x[1].detach())?, normalise(&x[2].detach())?);
-            info_nce(&x[0], &keys, (&queue, &nothing), arguments["temperature"])
+            info_nce(&normalise(&x[0])?, &keys, (&queue, &nothing), arguments["temperature"])
         });
     }
 
@@ -204,7 +189,8 @@ mod tests {
         let queue = Tensor::cat(&[axis(1), axis(2), axis(3)], 0).unwrap();
         let nothing = Tensor::zeros((1, 3), DType::F32, &Device::Cpu).unwrap();
         let value = |key: &Tensor, excluded: &Tensor| {
-            let loss = info_nce(&axis(0), key, (&queue, excluded), 0.5).unwrap();
+            let loss =
+                info_nce(&normalise(&axis(0)).unwrap(), key, (&queue, excluded), 0.5).unwrap();
             loss.to_scalar::<f32>().unwrap()
         };
         // The key is the query and the others are orthogonal: log(1 + 3 e^-2).

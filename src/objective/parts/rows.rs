@@ -37,6 +37,23 @@ pub fn partners(rows: &Tensor) -> Result<Tensor> {
     Tensor::cat(&[&views[1], &views[0]], 0)
 }
 
+/// The mean over `unit [M, P]` of -log the share that their `own [M, P]` has against the
+/// vectors `others [K, P]`; `excluded [M, K]` is added to the others' logits.
+///
+/// # Errors
+/// Shapes that don't fit.
+pub fn info_nce(
+    unit: &Tensor,
+    own: &Tensor,
+    (others, excluded): (&Tensor, &Tensor),
+    temperature: f64,
+) -> Result<Tensor> {
+    let (rows, _) = unit.dims2()?;
+    let own = (unit.mul(&own.detach())?.sum_keepdim(D::Minus1)? / temperature)?; // [M, 1]
+    let others = (unit.matmul(&others.detach().t()?)? / temperature)?; // [M, K]
+    cross_entropy(&Tensor::cat(&[&own, &(others + excluded)?], 1)?, vec![0; rows])
+}
+
 /// The mean over rows of `-log softmax(logits)[label]`, logits `[M, C]`.
 ///
 /// # Errors
