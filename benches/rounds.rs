@@ -27,9 +27,8 @@ fn noise(length: usize) -> Vec<f32> {
 /// One kind of work, set up; called once a round.
 type Round = Box<dyn FnMut() + Send>;
 
-fn train(architecture: Architecture, n_images: usize) -> Round {
+fn train(architecture: Architecture, mut params: HostParams, n_images: usize) -> Round {
     let plan = architecture.plan();
-    let mut params = HostParams::init(&plan, [1, 0]).expect("it fits memory");
     let mut tape = Tape::new(&plan, n_images, SIDE_PX).expect("the plan fits");
     let mut gradient = vec![0.0; params.values.len()];
     let mut velocity = vec![0.0; params.values.len()];
@@ -43,10 +42,13 @@ fn train(architecture: Architecture, n_images: usize) -> Round {
     })
 }
 
+fn params(architecture: Architecture) -> HostParams {
+    HostParams::init(&architecture.plan(), [1, 0]).expect("it fits memory")
+}
+
 fn embed(architecture: Architecture, n_images: usize) -> Round {
-    let plan = architecture.plan();
-    let params = HostParams::init(&plan, [1, 0]).expect("it fits memory");
-    let served = Served::new(&plan, &params, SIDE_PX).expect("the plan fits");
+    let served =
+        Served::new(&architecture.plan(), &params(architecture), SIDE_PX).expect("the plan fits");
     let images = noise(n_images * SIDE_PX * SIDE_PX * 3);
     Box::new(move || {
         served.embed(&images, n_images).expect("images of its size");
@@ -62,14 +64,12 @@ fn status_kib(name: &str) -> f64 {
 
 /// The peak of three training steps over what the loaded process holds.
 fn memory_kib(architecture: Architecture, n_images: usize) -> f64 {
-    let plan = architecture.plan();
-    let params = HostParams::init(&plan, [1, 0]).expect("it fits memory");
+    let params = params(architecture);
     let held = status_kib("VmRSS");
     // Forgets the peak so far: proc_pid_clear_refs(5).
     std::fs::write("/proc/self/clear_refs", "5").expect("Linux");
-    let mut step = train(architecture, n_images);
+    let mut step = train(architecture, params, n_images);
     (0..3).for_each(|_| step());
-    std::hint::black_box(params);
     status_kib("VmHWM") - held
 }
 
@@ -120,7 +120,7 @@ fn main() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             let architecture = || subject.parse().expect("an encoder's name");
             let round = match work {
-                "train" => train(architecture(), number),
+                "train" => train(architecture(), params(architecture()), number),
                 "embed" => embed(architecture(), number),
                 "views" => views(subject, number, false),
                 "decode-views" => views(subject, number, true),

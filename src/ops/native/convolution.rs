@@ -25,17 +25,10 @@ pub(super) struct Convolution {
     zeros: Vec<f32>,
 }
 
-/// A convolution's weight in the order that tiles read it.
-pub(super) struct Packed {
-    /// `[blocks, taps, C, block]`, for the forward pass.
-    forward: Vec<f32>,
-    /// `[blocks, taps, O, block]`, for the gradient of the images; empty where it is not wanted.
-    transposed: Vec<f32>,
-}
-
 impl Convolution {
     /// Ready for `shape`; `wants_images` says whether the gradient of the images will be asked for.
     pub(super) fn new(isa: Isa, shape: columns::Shape, wants_images: bool) -> Self {
+        let shape = if shape.is_product() { in_a_row(shape) } else { shape };
         let columns::Shape { images, sides, output_sides, channels, outputs, geometry } = shape;
         let is_gathered = is_gathered(&shape);
         let route = if is_gathered {
@@ -57,40 +50,61 @@ impl Convolution {
         Self { isa, shape, route, transposed, zeros: vec![0.0; outputs.max(taps * channels)] }
     }
 
-    /// Room for its packed weight.
-    pub(super) fn packed(&self) -> Packed {
-        let columns::Shape { channels, outputs, geometry, .. } = self.shape;
-        let taps = geometry.kernel.pow(2);
-        let padded = |channels: usize| channels.next_multiple_of(self.isa.block());
-        let transposed = if self.transposed.is_some() { padded(channels) } else { 0 };
-        Packed {
-            forward: vec![0.0; taps * channels * padded(outputs)],
-            transposed: vec![0.0; taps * outputs * transposed],
-        }
+    /// Floats of its packed weight, in whichever direction it has more.
+    pub(super) fn packed_len(&self) -> usize {
+        self.forward_len().max(self.transposed_len())
     }
 
-    /// Packs `weight [K, K, C, O]`.
-    pub(super) fn pack(&self, weight: &[f32], packed: &mut Packed) {
+    /// Floats of its packed weight for the forward pass.
+    pub(super) fn forward_len(&self) -> usize {
+        let columns::Shape { channels, outputs, geometry, .. } = self.shape;
+        geometry.kernel.pow(2) * channels * outputs.next_multiple_of(self.isa.block())
+    }
+
+    fn transposed_len(&self) -> usize {
+        let columns::Shape { channels, outputs, geometry, .. } = self.shape;
+        geometry.kernel.pow(2) * outputs * channels.next_multiple_of(self.isa.block())
+    }
+
+    /// `weight [K, K, C, O]` as the forward pass reads it, `[blocks, taps, C, block]` with zeros past
+    /// the last output, at the start of `packed`.
+    pub(super) fn pack<'a>(&self, weight: &[f32], packed: &'a mut [f32]) -> &'a [f32] {
         let columns::Shape { channels, outputs, geometry, .. } = self.shape;
         let (block, taps) = (self.isa.block(), geometry.kernel.pow(2));
         let tap = channels * outputs;
-        packed.forward.par_chunks_mut(channels * block).enumerate().for_each(|(index, rows)| {
+        let packed = &mut packed[..self.forward_len()];
+        packed.par_chunks_mut(channels * block).enumerate().for_each(|(index, rows)| {
             let (first, weight) = (index / taps * block, &weight[index % taps * tap..][..tap]);
             let columns = block.min(outputs - first);
             for (row, weight) in rows.chunks_exact_mut(block).zip(weight.chunks_exact(outputs)) {
                 row[..columns].copy_from_slice(&weight[first..first + columns]);
+                row[columns..].fill(0.0);
             }
         });
-        let turned = packed.transposed.par_chunks_mut(outputs * block);
-        turned.enumerate().for_each(|(index, rows)| {
+        packed
+    }
+
+    /// `weight [K, K, C, O]` as the gradient of the images reads it, `[blocks, taps, O, block]` with
+    /// zeros past the last channel, at the start of `packed`.
+    pub(super) fn pack_transposed<'a>(&self, weight: &[f32], packed: &'a mut [f32]) -> &'a [f32] {
+        let columns::Shape { channels, outputs, geometry, .. } = self.shape;
+        let (block, taps) = (self.isa.block(), geometry.kernel.pow(2));
+        let tap = channels * outputs;
+        let packed = &mut packed[..self.transposed_len()];
+        packed.par_chunks_mut(outputs * block).enumerate().for_each(|(index, rows)| {
             let (first, weight) = (index / taps * block, &weight[index % taps * tap..][..tap]);
-            let weight = weight[first * outputs..].chunks_exact(outputs).take(block);
+            let columns = block.min(channels - first);
+            for row in rows.chunks_exact_mut(block) {
+                row[columns..].fill(0.0);
+            }
+            let weight = weight[first * outputs..].chunks_exact(outputs).take(columns);
             for (column, weight) in weight.enumerate() {
                 for (row, &value) in rows.chunks_exact_mut(block).zip(weight) {
                     row[column] = value;
                 }
             }
         });
+        packed
     }
 
     fn forward_kernel<'a>(&'a self, weights: &'a [f32]) -> tiles::Convolution<'a> {
@@ -134,13 +148,13 @@ impl Convolution {
     /// channel, if they are asked for.
     pub(super) fn forward(
         &self,
-        packed: &Packed,
+        packed: &[f32],
         x: &[f32],
         y: &mut [f32],
         tail: Tail<'_>,
         sums: Option<&mut Sums>,
     ) {
-        let kernel = self.forward_kernel(&packed.forward);
+        let kernel = self.forward_kernel(packed);
         self.with_input(x, |input| run(&kernel, input, y, tail, sums));
     }
 
@@ -151,15 +165,13 @@ impl Convolution {
     /// If it was not wanted when this was made.
     pub(super) fn backward(
         &self,
-        packed: &Packed,
+        packed: &[f32],
         dy: &[f32],
         dx: &mut [f32],
         tail: Tail<'_>,
         sums: Option<&mut Sums>,
     ) {
-        let kernel = self
-            .transposed_kernel(&packed.transposed)
-            .expect("the gradient of the images was wanted");
+        let kernel = self.transposed_kernel(packed).expect("the gradient of the images was wanted");
         run(&kernel, Input::Images(dy), dx, tail, sums);
     }
 
@@ -202,6 +214,13 @@ impl Convolution {
         };
         work(Input::Columns(&gather));
     }
+}
+
+/// Every pixel an image of its own. Where each is read alone, neighbours may come from one image: rows
+/// of a tile that lie images apart would claim the same few lines of a cache.
+fn in_a_row(shape: columns::Shape) -> columns::Shape {
+    let images = shape.images * shape.sides[0] * shape.sides[1];
+    columns::Shape { images, sides: [1, 1], output_sides: [1, 1], ..shape }
 }
 
 fn is_gathered(shape: &columns::Shape) -> bool {
@@ -259,12 +278,13 @@ mod tests {
         let dw = columns::backward_weight(&shape, &x, &dy);
         for isa in Isa::available() {
             let convolution = Convolution::new(isa, shape, true);
-            let mut packed = convolution.packed();
-            convolution.pack(&weight, &mut packed);
+            // What another product left in the room must not matter.
+            let mut packed = integers(8, convolution.packed_len() + 7);
+            let forward = convolution.pack(&weight, &mut packed);
             let mut sums = Sums::default();
             sums.grow(channels.max(outputs), convolution.sums_len());
             let mut found = integers(4, y.len());
-            convolution.forward(&packed, &x, &mut found, Tail::default(), Some(&mut sums));
+            convolution.forward(forward, &x, &mut found, Tail::default(), Some(&mut sums));
             assert_eq!(found, y, "forward on {isa:?} of {shape:?}");
             for (channel, total) in sums.first[..outputs].iter().enumerate() {
                 let column = || y.iter().skip(channel).step_by(outputs).map(|&y| f64::from(y));
@@ -276,7 +296,8 @@ mod tests {
             let mut found = before.clone();
             let (passed, factor) = (Some(&*output), Some(&*factor));
             let tail = Tail { accumulates: true, passed, factor, ..Tail::default() };
-            convolution.backward(&packed, &dy, &mut found, tail, Some(&mut sums));
+            let transposed = convolution.pack_transposed(&weight, &mut packed);
+            convolution.backward(transposed, &dy, &mut found, tail, Some(&mut sums));
             let expected: Vec<f32> = dx
                 .iter()
                 .zip(&before)
@@ -341,7 +362,7 @@ mod tests {
         let residual = integers(3, plain.len());
         for isa in Isa::available() {
             let convolution = Convolution::new(isa, shape, false);
-            let mut packed = convolution.packed();
+            let mut packed = vec![0.0; convolution.forward_len()];
             convolution.pack(&weight, &mut packed);
             let mut bias = integers(4, 21);
             bias.resize(21_usize.next_multiple_of(isa.block()), 0.0);

@@ -1,8 +1,12 @@
 //! Training: a pass through a plan that remembers what its backward pass needs.
 
 mod backward;
+mod buffers;
+mod lifetimes;
 mod state;
 
+use self::buffers::Buffers;
+use self::lifetimes::Lifetimes;
 use self::state::State;
 use super::sizes::{Size, sizes};
 use super::tokens;
@@ -20,12 +24,15 @@ pub struct Tape {
     states: Vec<State>,
     /// The operation that first reads each value: the last one to add to its gradient.
     first_reader: Vec<Option<usize>>,
-    /// What each operation made, by [`Value`].
+    lifetimes: Lifetimes,
+    /// What each operation made, by [`Value`]; empty while it is not kept.
     values: Vec<Vec<f32>>,
     gradients: Vec<Option<Vec<f32>>>,
-    /// Gradients that are done with.
-    spare: Vec<Vec<f32>>,
+    buffers: Buffers,
+    /// Of the gradient of a weight.
     scratch: Vec<f32>,
+    /// The weight of the product at work, in the order that it is read.
+    packed: Vec<f32>,
 }
 
 impl Tape {
@@ -46,10 +53,12 @@ impl Tape {
         let states = (0..plan.ops.len()).map(|index| State::new(isa, plan, index, &sizes));
         let mut this = Self {
             first_reader: plan.first_readers(),
-            values: sizes.iter().map(|size| vec![0.0; size.len()]).collect(),
+            lifetimes: Lifetimes::new(plan),
+            values: sizes.iter().map(|_| vec![]).collect(),
             gradients: sizes.iter().map(|_| None).collect(),
-            spare: vec![],
+            buffers: Buffers::default(),
             scratch: vec![],
+            packed: vec![],
             plan: plan.clone(),
             states: states.collect::<Result<_>>()?,
             sizes,
@@ -58,13 +67,15 @@ impl Tape {
         Ok(this)
     }
 
-    /// Scratch for the gradient of every weight, and room in each batch norm for the sums of the
-    /// convolution before it, and of every one that reads it.
+    /// Room for the packed form and the gradient of every weight, and in each batch norm for the sums
+    /// of the convolution before it, and of every one that reads it.
     fn make_room(&mut self) {
         for (index, op) in self.plan.ops.iter().enumerate() {
             let State::Product(product) = &self.states[index] else { continue };
             let scratch_len = product.convolution.scratch_len().max(self.scratch.len());
             self.scratch.resize(scratch_len, 0.0);
+            let packed_len = product.convolution.packed_len().max(self.packed.len());
+            self.packed.resize(packed_len, 0.0);
             let parts_len = product.convolution.sums_len();
             let inputs = op.reads().filter_map(|Value(value)| value.checked_sub(1));
             for norm in inputs.chain([index + 1]).collect::<Vec<_>>() {
@@ -88,14 +99,30 @@ impl Tape {
         if images.len() != self.sizes[0].len() {
             bail!("a tape for {} floats of images was given {}", self.sizes[0].len(), images.len())
         }
+        // What a pass without a backward one has left.
+        for value in 1..self.values.len() {
+            self.let_go(value);
+        }
         self.values[0] = images;
         for index in 0..self.plan.ops.len() {
-            let mut output = take(&mut self.values[index + 1]);
-            let result = self.run(params, index, &mut output);
-            self.values[index + 1] = output;
-            result?;
+            self.make(params, index)?;
+            for nth in 0..self.lifetimes.let_go[index].len() {
+                self.let_go(self.lifetimes.let_go[index][nth]);
+            }
         }
         Ok(&self.values[self.plan.ops.len()])
+    }
+
+    fn let_go(&mut self, value: usize) {
+        self.buffers.take_back(take(&mut self.values[value]));
+    }
+
+    /// Makes the value of operation `index`.
+    fn make(&mut self, params: &HostParams, index: usize) -> Result<()> {
+        let mut output = self.buffers.lend(self.sizes[index + 1].len());
+        let result = self.run(params, index, &mut output);
+        self.values[index + 1] = output;
+        result
     }
 
     fn run(&mut self, params: &HostParams, index: usize, output: &mut [f32]) -> Result<()> {
@@ -105,11 +132,12 @@ impl Tape {
         match (&self.plan.ops[index], &mut states[index]) {
             (&Op::Convolution { input, weight: kernel, .. }, State::Product(product)) => {
                 let sums = after.first_mut().and_then(State::norm_sums);
-                product.convolve(weight(kernel), read(input), output, sums);
+                product.convolve(weight(kernel), &mut self.packed, read(input), output, sums);
             }
             (&Op::Linear { input, weight: matrix, bias, residual }, State::Product(product)) => {
                 let affine = [weight(matrix), weight(bias)];
-                product.multiply(affine, read(input), residual.map(read), output);
+                let residual = residual.map(read);
+                product.multiply(affine, &mut self.packed, read(input), residual, output);
             }
             (&Op::BatchNorm { input, gamma, beta, residual, relu, .. }, State::BatchNorm(norm)) => {
                 let affine = [weight(gamma), weight(beta)];
@@ -352,5 +380,11 @@ mod tests {
         let mut tape = Tape::new(&plan, 2, 28).unwrap();
         assert!(tape.forward(&params, vec![0.0; 7]).is_err());
         assert!(tape.backward(&params, &[0.0; 3], &mut []).is_err());
+        // The values that a gradient is made from last for one backward pass.
+        let (pull, mut gradient) = (vec![0.0; 2 * plan.feature_dim], params.values.clone());
+        assert!(tape.backward(&params, &pull, &mut gradient).is_err());
+        tape.forward(&params, vec![0.0; 2 * 28 * 28 * 3]).unwrap();
+        assert!(tape.backward(&params, &pull, &mut gradient).is_ok());
+        assert!(tape.backward(&params, &pull, &mut gradient).is_err());
     }
 }

@@ -30,6 +30,12 @@ pub(super) struct Walk {
 }
 
 impl Walk {
+    /// Over `pixels` that lie one after another, in the input and in the panel.
+    pub(super) fn in_a_row(pixels: usize, [x, panel]: [usize; 2]) -> Self {
+        let once = Loop { times: 1, x: 0, panel: 0 };
+        Self { x: 0, panel: 0, loops: [once, once, Loop { times: pixels, x, panel }] }
+    }
+
     /// One past the last float of the input and of the panel that are read, given the floats of a
     /// pixel.
     fn end(&self, [x, panel]: [usize; 2]) -> [usize; 2] {
@@ -88,6 +94,12 @@ pub(super) fn walk(shape: &Shape, chunk: &Chunk, tap: usize, is_gathered: bool) 
     })
 }
 
+/// The channels of each tile: nearly equally many, at most `rows`, since a low tile waits for its sums.
+pub(super) fn tiles(channels: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let tiles = channels.div_ceil(rows);
+    (0..tiles).map(move |index| index * channels / tiles..(index + 1) * channels / tiles)
+}
+
 /// One tap's rows of the gradient, one block wide.
 pub(super) struct Strip<'a> {
     pub(super) channels: usize,
@@ -116,11 +128,8 @@ impl Kernel for Strip<'_> {
     unsafe fn run<L: Lanes>(self) {
         let Self { channels, x, panel, walk, sums } = self;
         let sums = sums.as_mut_ptr();
-        // Tiles of nearly equal height, since a low one waits for its sums.
-        let tiles = channels.div_ceil(L::ROWS);
-        for index in 0..tiles {
-            let first = index * channels / tiles;
-            let rows = (index + 1) * channels / tiles - first;
+        for Range { start: first, end } in tiles(channels, L::ROWS) {
+            let rows = end - first;
             // SAFETY: `check`; `rows` channels from `first` on lie in every pixel.
             unsafe {
                 let x = x.as_ptr().add(walk.x + first);

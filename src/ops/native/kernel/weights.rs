@@ -1,7 +1,7 @@
 //! The gradient of a convolution's weight, split over parts of the pixels and groups of output
 //! channels.
 
-use super::strip::{Strip, walk};
+use super::strip::{self, Strip, Walk, walk};
 use crate::ops::Geometry;
 use crate::ops::isa::Isa;
 use crate::ops::with_scratch;
@@ -12,11 +12,15 @@ use std::ops::Range;
 thread_local! {
     static PANEL: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     static COLUMNS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// Output pixels whose gradients make up a panel, about: 16 KiB a block on AVX2, half of a
 /// first-level cache.
 const PANEL_PIXELS: usize = 256;
+
+/// Floats of a chunk's rows where they are packed, about: 256 KiB, half of a second-level cache.
+const ROWS_FLOATS: usize = 1 << 16;
 
 /// Output grids up to this wide are summed image by image at each pixel.
 const NARROW_PIXELS: usize = 8;
@@ -76,10 +80,17 @@ impl Shape {
         self.output_sides[1] <= NARROW_PIXELS
     }
 
+    /// Whether images are pixels that are read alone, so that the gradient is a product of matrices.
+    fn is_matrix(&self) -> bool {
+        self.taps() == 1 && self.sides == [1, 1] && self.output_sides == [1, 1]
+    }
+
     /// Images of a chunk, and output rows of a chunk.
     fn chunk_sizes(&self) -> [usize; 2] {
         let [height, width] = self.output_sides;
-        if self.is_narrow() {
+        if self.is_matrix() {
+            [(ROWS_FLOATS / self.channels).clamp(PANEL_PIXELS / 8, PANEL_PIXELS), 1]
+        } else if self.is_narrow() {
             [(PANEL_PIXELS / (height * width)).max(1), height]
         } else {
             [1, (PANEL_PIXELS / width).clamp(1, height)]
@@ -103,9 +114,12 @@ impl Shape {
 
     /// Partial sums over pixels, and groups of blocks: what the work is split by.
     fn split(&self) -> [usize; 2] {
-        let parts = (PARTIAL_FLOATS / self.partial_len().max(1)).clamp(1, TASKS);
+        // Each group packs a matrix's rows anew, which pays for many blocks only.
+        let (partial_floats, group_blocks) =
+            if self.is_matrix() { (4 * PARTIAL_FLOATS, 16) } else { (PARTIAL_FLOATS, 1) };
+        let parts = (partial_floats / self.partial_len().max(1)).clamp(1, TASKS);
         let parts = parts.min(self.chunks()).max(1);
-        [parts, TASKS.div_ceil(parts).min(self.blocks())]
+        [parts, TASKS.div_ceil(parts).min(self.blocks().div_ceil(group_blocks))]
     }
 
     /// Floats of scratch that [`gradient`] needs.
@@ -179,10 +193,14 @@ fn add_chunk(
     let width = shape.output_sides[1];
     let n_pixels = chunk.images.len() * chunk.rows.len() * width;
     let block = shape.isa.block();
-    let mut work = |x: &[f32], is_gathered: bool| {
+    let mut work = |x: &[f32], is_gathered: bool, is_packed: bool| {
         with_scratch(&PANEL, n_pixels * block, |panel| {
             for (index, sums) in blocks.clone().zip(sums.chunks_exact_mut(shape.block_len())) {
                 fill_panel(shape, dy, chunk, index, panel);
+                if is_packed {
+                    add_packed(shape, x, panel, sums);
+                    continue;
+                }
                 for tap in 0..shape.taps() {
                     let Some(walk) = walk(shape, chunk, tap, is_gathered) else { continue };
                     let rows = shape.channels * block;
@@ -196,7 +214,14 @@ fn add_chunk(
         });
     };
     match input {
-        Input::Images(images) => work(images, false),
+        Input::Images(images) if shape.is_matrix() => {
+            let x = &images[chunk.images.start * shape.channels..][..n_pixels * shape.channels];
+            with_scratch(&ROWS, x.len(), |rows| {
+                pack_rows(shape, x, rows);
+                work(rows, false, true);
+            });
+        }
+        Input::Images(images) => work(images, false, false),
         Input::Columns(gather) => {
             let pixels = chunk.rows.start * width..chunk.rows.end * width;
             let image = pixels.len() * shape.channels;
@@ -204,9 +229,49 @@ fn add_chunk(
                 for (image, columns) in chunk.images.clone().zip(columns.chunks_exact_mut(image)) {
                     gather(image, pixels.clone(), columns);
                 }
-                work(columns, true);
+                work(columns, true, false);
             });
         }
+    }
+}
+
+/// Copies the rows `x [P, C]` of a matrix by the tiles of a strip, `[tiles, P, channels of a tile]`: a
+/// tile of few channels would take a part of every cache line that it touches.
+fn pack_rows(shape: &Shape, x: &[f32], packed: &mut [f32]) {
+    let n_rows = x.len() / shape.channels;
+    for tile in strip::tiles(shape.channels, shape.isa.rows()) {
+        let packed = &mut packed[n_rows * tile.start..n_rows * tile.end];
+        let rows = x.chunks_exact(shape.channels).map(|row| &row[tile.clone()]);
+        // A length that is known makes a copy a few instructions.
+        match tile.len() {
+            6 => copy_rows::<6>(rows, packed),
+            12 => copy_rows::<12>(rows, packed),
+            length => {
+                let packed = packed.chunks_exact_mut(length);
+                packed.zip(rows).for_each(|(to, from)| to.copy_from_slice(from));
+            }
+        }
+    }
+}
+
+fn copy_rows<'a, const R: usize>(rows: impl Iterator<Item = &'a [f32]>, packed: &mut [f32]) {
+    let (packed, _) = packed.as_chunks_mut::<R>();
+    packed.iter_mut().zip(rows).for_each(|(to, from)| to.copy_from_slice(&from[..R]));
+}
+
+/// Adds the product of packed rows and a panel to `sums [channels, block]`.
+fn add_packed(shape: &Shape, packed: &[f32], panel: &[f32], sums: &mut [f32]) {
+    let block = shape.isa.block();
+    let n_rows = panel.len() / block;
+    for tile in strip::tiles(shape.channels, shape.isa.rows()) {
+        let channels = tile.len();
+        let x = &packed[n_rows * tile.start..n_rows * tile.end];
+        let sums = &mut sums[tile.start * block..tile.end * block];
+        let walk = Walk::in_a_row(n_rows, [channels, block]);
+        let work = Strip { channels, x, panel, walk, sums };
+        work.check(block);
+        // SAFETY: `check` made sure that the walk stays in its slices.
+        unsafe { shape.isa.run(work) };
     }
 }
 

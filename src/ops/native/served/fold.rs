@@ -4,14 +4,13 @@ use super::layout::{Layout, Stage};
 use crate::encoder::{HostParams, Op, Plan, Value};
 use crate::ops::candle::BATCH_NORM_EPSILON;
 use crate::ops::isa::Isa;
-use crate::ops::native::convolution::Packed;
 
 /// What an operation has of the encoder's numbers.
 pub(super) enum Weights {
     /// The weight of a product, and what is added to it: zero past the last output up to a whole
     /// block.
     Product {
-        packed: Packed,
+        packed: Vec<f32>,
         bias: Vec<f32>,
     },
     /// A layer norm's scale and shift.
@@ -53,7 +52,7 @@ pub(super) fn fold(
         _ => return Weights::Nothing,
     };
     let Stage::Product(convolution) = &layout.stages[index] else { return Weights::Nothing };
-    let mut packed = convolution.packed();
+    let mut packed = vec![0.0; convolution.forward_len()];
     convolution.pack(&weight, &mut packed);
     Weights::Product { packed, bias }
 }

@@ -31,13 +31,22 @@ impl Tape {
         if features.len() != self.sizes[last].len() || gradient.len() != params.values.len() {
             bail!("gradients of another size than the features and the weights")
         }
-        let mut seed = self.lend(features.len());
-        seed[..features.len()].copy_from_slice(features);
+        if self.values[last].is_empty() {
+            bail!("a backward pass without a forward one before it")
+        }
+        let mut seed = self.buffers.lend(features.len());
+        seed.copy_from_slice(features);
         self.gradients[last] = Some(seed);
         for index in (0..last).rev() {
+            for nth in 0..self.lifetimes.made_again[index].len() {
+                self.make(params, self.lifetimes.made_again[index][nth] - 1)?;
+            }
             // A value that nothing reads has no gradient, nor has what made it.
             if let Some(dy) = self.gradients[index + 1].take() {
                 self.pull(params, index, dy, gradient)?;
+            }
+            for nth in 0..self.lifetimes.done[index].len() {
+                self.let_go(self.lifetimes.done[index][nth]);
             }
         }
         Ok(())
@@ -51,20 +60,19 @@ impl Tape {
         mut dy: Vec<f32>,
         gradient: &mut [f32],
     ) -> Result<()> {
-        let output = self.sizes[index + 1].len();
         let of = |weight: usize| params.ranges[weight].clone();
         let op = self.plan.ops[index].clone();
         match (&op, &mut self.states[index]) {
             (&Op::Convolution { input, weight, .. }, _) => {
-                self.pull_product(index, input, &dy[..output], &mut gradient[of(weight)])?;
-                self.spare.push(dy);
+                self.pull_product(params, index, (input, weight), &dy, gradient)?;
+                self.buffers.take_back(dy);
             }
             (&Op::Linear { input, weight, bias, residual }, State::Product(product)) => {
-                product.pull_bias(&dy[..output], &mut gradient[of(bias)]);
-                self.pull_product(index, input, &dy[..output], &mut gradient[of(weight)])?;
+                product.pull_bias(&dy, &mut gradient[of(bias)]);
+                self.pull_product(params, index, (input, weight), &dy, gradient)?;
                 match residual {
                     Some(residual) => self.add_gradient(index, residual, dy),
-                    None => self.spare.push(dy),
+                    None => self.buffers.take_back(dy),
                 }
             }
             (&Op::BatchNorm { input, gamma, beta, residual, .. }, State::BatchNorm(norm)) => {
@@ -75,38 +83,37 @@ impl Tape {
             (&Op::LayerNorm { input, gamma, beta }, State::LayerNorm(norm)) => {
                 let length = self.sizes[input.0].len();
                 let mut dx = self.gradients[input.0].take().unwrap_or_else(|| {
-                    let mut dx = lend(&mut self.spare, length);
-                    dx[..length].fill(0.0);
+                    let mut dx = self.buffers.lend(length);
+                    dx.fill(0.0);
                     dx
                 });
                 let x = &*self.values[input.0];
                 let weights = pair(gradient, [of(gamma), of(beta)])?;
-                norm.backward(params.weight(gamma), x, &dy[..output], &mut dx[..length], weights);
-                self.spare.push(dy);
+                norm.backward(params.weight(gamma), x, &dy, &mut dx, weights);
+                self.buffers.take_back(dy);
                 self.add_gradient(index, input, dx);
             }
             (&Op::Attention { input, .. }, State::Attention(attention)) => {
                 let length = self.sizes[input.0].len();
-                let mut dx = lend(&mut self.spare, length);
-                attention.backward(&self.values[input.0], &dy[..output], &mut dx[..length]);
-                self.spare.push(dy);
+                let mut dx = self.buffers.lend(length);
+                attention.backward(&self.values[input.0], &dy, &mut dx);
+                self.buffers.take_back(dy);
                 self.add_gradient(index, input, dx);
             }
             (&Op::Positions { input, bias }, State::Positions(positions)) => {
-                positions.backward(&dy[..output], &mut gradient[of(bias)]);
+                positions.backward(&dy, &mut gradient[of(bias)]);
                 self.add_gradient(index, input, dy);
             }
             (&Op::Gelu { input }, _) => {
-                tokens::pull_gelu(&self.values[input.0], &mut dy[..output]);
+                tokens::pull_gelu(&self.values[input.0], &mut dy);
                 self.add_gradient(index, input, dy);
             }
             (&Op::MaxPool { input }, _) => self.pull_maximum(index, input, dy),
             (&Op::GlobalAveragePool { input }, _) => {
                 let size = self.sizes[input.0];
-                let mut dx = self.lend(size.len());
-                let dx_values = &mut dx[..size.len()];
-                pool::backward_average(&dy[..output], size.pixels(), size.channels, dx_values);
-                self.spare.push(dy);
+                let mut dx = self.buffers.lend(size.len());
+                pool::backward_average(&dy, size.pixels(), size.channels, &mut dx);
+                self.buffers.take_back(dy);
                 self.add_gradient(index, input, dx);
             }
             _ => bail!("operation {index} was laid out as another"),
@@ -116,39 +123,35 @@ impl Tape {
 
     fn pull_maximum(&mut self, index: usize, input: Value, dy: Vec<f32>) {
         let size = self.sizes[input.0];
-        let mut dx = self.lend(size.len());
-        let mut unclaimed = self.lend(size.images * size.channels);
-        let dy_values = &dy[..self.sizes[index + 1].len()];
-        let tensors = [&*self.values[input.0], &*self.values[index + 1], dy_values];
-        pool::backward_maximum(
-            &max_pool(size),
-            tensors,
-            &mut unclaimed[..size.images * size.channels],
-            &mut dx[..size.len()],
-        );
-        self.spare.extend([dy, unclaimed]);
+        let mut dx = self.buffers.lend(size.len());
+        let mut unclaimed = self.buffers.lend(size.images * size.channels);
+        let tensors = [&*self.values[input.0], &*self.values[index + 1], &*dy];
+        pool::backward_maximum(&max_pool(size), tensors, &mut unclaimed, &mut dx);
+        self.buffers.take_back(dy);
+        self.buffers.take_back(unclaimed);
         self.add_gradient(index, input, dx);
     }
 
     fn pull_product(
         &mut self,
+        params: &HostParams,
         index: usize,
-        Value(input): Value,
+        (Value(input), weight): (Value, usize),
         dy: &[f32],
-        dw: &mut [f32],
+        gradient: &mut [f32],
     ) -> Result<()> {
         let (before, states) = self.states.split_at_mut(index);
         let State::Product(product) = &states[0] else {
             bail!("operation {index} was laid out as another")
         };
+        let dw = &mut gradient[params.ranges[weight].clone()];
         product.convolution.gradient(&self.values[input], dy, dw, &mut self.scratch);
         if Value(input) == self.plan.images() {
             return Ok(());
         }
-        let length = self.sizes[input].len();
         let (mut dx, accumulates) = match self.gradients[input].take() {
             Some(dx) => (dx, true),
-            None => (lend(&mut self.spare, length), false),
+            None => (self.buffers.lend(self.sizes[input].len()), false),
         };
         let mut tail = Tail { accumulates, ..Tail::default() };
         let mut sums = None;
@@ -161,7 +164,7 @@ impl Tape {
             tail.factor = Some(&*self.values[normalised]);
             sums = before[maker].norm_sums();
         }
-        product.pull(dy, &mut dx[..length], tail, sums);
+        product.pull(params.weight(weight), &mut self.packed, dy, &mut dx, tail, sums);
         self.gradients[input] = Some(dx);
         Ok(())
     }
@@ -179,12 +182,12 @@ impl Tape {
         };
         let x = &*self.values[input];
         if let Some(residual) = residual {
-            let mut dx = lend(&mut self.spare, length);
-            norm.pull(x, &dy[..length], &mut dx[..length]);
+            let mut dx = self.buffers.lend(length);
+            norm.pull(x, &dy, &mut dx);
             self.gradients[input] = Some(dx);
             self.add_gradient(index, residual, dy);
         } else {
-            norm.pull_in_place(x, &mut dy[..length]);
+            norm.pull_in_place(x, &mut dy);
             self.gradients[input] = Some(dy);
         }
         Ok(())
@@ -193,12 +196,11 @@ impl Tape {
     /// Adds what operation `reader` has for the gradient of `value`; if it is the last to, the
     /// gradient passes the rectifier that made the value, and its norm takes its sums.
     fn add_gradient(&mut self, reader: usize, Value(value): Value, added: Vec<f32>) {
-        let length = self.sizes[value].len();
         let mut gradient = match self.gradients[value].take() {
             None => added,
             Some(mut gradient) => {
-                add(&mut gradient[..length], &added[..length]);
-                self.spare.push(added);
+                add(&mut gradient, &added);
+                self.buffers.take_back(added);
                 gradient
             }
         };
@@ -208,28 +210,15 @@ impl Tape {
                 (&self.plan.ops[before], &mut self.states[before])
         {
             let rectified = relu.then_some(&*self.values[value]);
-            norm.receive(&self.values[*input], rectified, &mut gradient[..length]);
+            norm.receive(&self.values[*input], rectified, &mut gradient);
         }
         self.gradients[value] = Some(gradient);
-    }
-
-    fn lend(&mut self, length: usize) -> Vec<f32> {
-        lend(&mut self.spare, length)
     }
 }
 
 /// The gradients of two weights.
 fn pair(gradient: &mut [f32], ranges: [Range<usize>; 2]) -> Result<[&mut [f32]; 2]> {
     gradient.get_disjoint_mut(ranges).map_err(|_| Error::msg("two weights share their place"))
-}
-
-/// The smallest spare buffer of at least `length`, or a new one.
-fn lend(spare: &mut Vec<Vec<f32>>, length: usize) -> Vec<f32> {
-    let fits = spare.iter().enumerate().filter(|(_, buffer)| buffer.len() >= length);
-    match fits.min_by_key(|(_, buffer)| buffer.len()).map(|(index, _)| index) {
-        Some(index) => spare.swap_remove(index),
-        None => vec![0.0; length],
-    }
 }
 
 /// `sum += values`, in pieces for the threads.

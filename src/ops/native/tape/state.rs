@@ -2,7 +2,7 @@
 
 use crate::encoder::{Op, Plan, Value};
 use crate::ops::isa::Isa;
-use crate::ops::native::convolution::{Convolution, Packed};
+use crate::ops::native::convolution::Convolution;
 use crate::ops::native::kernel::tiles::Tail;
 use crate::ops::native::norm::Norm;
 use crate::ops::native::sizes::{Size, product_shape};
@@ -77,7 +77,6 @@ impl State {
 /// A convolution, or a matrix as a window of one pixel.
 pub(super) struct Product {
     pub(super) convolution: Convolution,
-    packed: Packed,
     /// A matrix's bias, zero past the last output up to a whole block.
     bias: Vec<f32>,
     /// Of the bias's gradient.
@@ -86,8 +85,7 @@ pub(super) struct Product {
 
 impl Product {
     fn new(isa: Isa, convolution: Convolution, output: Size, is_linear: bool) -> Self {
-        let mut this =
-            Self { packed: convolution.packed(), convolution, bias: vec![], sums: Sums::default() };
+        let mut this = Self { convolution, bias: vec![], sums: Sums::default() };
         if is_linear {
             this.bias.resize(output.channels.next_multiple_of(isa.block()), 0.0);
             this.sums.grow_rows(output.images * output.pixels(), output.channels);
@@ -95,36 +93,48 @@ impl Product {
         this
     }
 
-    /// `y = x W`, with the sums of it that a norm behind it wants.
+    /// `y = x W`, with the sums of it that a norm behind it wants. `packed` is room for the weight
+    /// here and below.
     pub(super) fn convolve(
         &mut self,
         weight: &[f32],
+        packed: &mut [f32],
         x: &[f32],
         y: &mut [f32],
         sums: Option<&mut Sums>,
     ) {
-        self.convolution.pack(weight, &mut self.packed);
-        self.convolution.forward(&self.packed, x, y, Tail::default(), sums);
+        let packed = self.convolution.pack(weight, packed);
+        self.convolution.forward(packed, x, y, Tail::default(), sums);
     }
 
     /// `y = x W + b + residual`.
     pub(super) fn multiply(
         &mut self,
         [weight, bias]: [&[f32]; 2],
+        packed: &mut [f32],
         x: &[f32],
         residual: Option<&[f32]>,
         y: &mut [f32],
     ) {
-        self.convolution.pack(weight, &mut self.packed);
+        let packed = self.convolution.pack(weight, packed);
         self.bias[..bias.len()].copy_from_slice(bias);
         let tail = Tail { bias: Some(&self.bias), residual, ..Tail::default() };
-        self.convolution.forward(&self.packed, x, y, tail, None);
+        self.convolution.forward(packed, x, y, tail, None);
     }
 
     /// The gradient of the input, of `dy`, finished by `tail`, with the sums that a norm before it
     /// wants.
-    pub(super) fn pull(&self, dy: &[f32], dx: &mut [f32], tail: Tail<'_>, sums: Option<&mut Sums>) {
-        self.convolution.backward(&self.packed, dy, dx, tail, sums);
+    pub(super) fn pull(
+        &self,
+        weight: &[f32],
+        packed: &mut [f32],
+        dy: &[f32],
+        dx: &mut [f32],
+        tail: Tail<'_>,
+        sums: Option<&mut Sums>,
+    ) {
+        let packed = self.convolution.pack_transposed(weight, packed);
+        self.convolution.backward(packed, dy, dx, tail, sums);
     }
 
     /// The gradient of the bias.
