@@ -43,7 +43,7 @@ pub use page::{Sources, page};
 pub use pixels::RawPixels;
 pub use rankme::rankme;
 pub use remote::Remote;
-pub use report::{Config, Embedded, Floor, Moment, Report, StandardError, evaluate};
+pub use report::{Config, Embedded, Floor, Moment, Report, StandardError, Told, evaluate};
 pub use supervised::{Budget, Recipe, Supervised, supervised};
 
 /// Turns images into embeddings: an encoder here, or one behind a URL.

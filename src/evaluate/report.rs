@@ -3,7 +3,8 @@
 use super::labelled::{Classes, Labelled, draw, embed};
 use super::supervised::Supervised;
 use super::{
-    Confusion, Embedder, EvaluateError, FewShot, Reference, few_shot, linear_probe, rankme,
+    Confusion, Embedder, EvaluateError, FewShot, Probe, Reference, accuracy, few_shot,
+    linear_probe, rankme,
 };
 use crate::seed::{self, Purpose};
 use crate::setting::{self, Invalid};
@@ -76,6 +77,9 @@ pub struct Report {
     /// kNN of snapshots along the run, oldest first, where they were asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub over_time: Vec<Moment>,
+    /// What the accuracies are made of, image by image; not in the JSON.
+    #[serde(skip)]
+    pub told: Told,
     /// Time taken, reading and embedding included.
     pub seconds: f64,
 }
@@ -117,6 +121,15 @@ pub struct Moment {
     pub knn: f64,
     /// Its standard error.
     pub standard_error: f64,
+}
+
+/// What either probe takes each test image for, as indices of [`Report::classes`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Told {
+    /// By its nearest neighbours.
+    pub knn: Vec<usize>,
+    /// By the linear probe.
+    pub linear: Vec<usize>,
 }
 
 /// The images of an evaluation, embedded by one version.
@@ -174,8 +187,9 @@ impl Embedded {
     pub fn report(&self, seed: u64) -> Result<Report, EvaluateError> {
         let Self { version, classes, train, test } = self;
         let n_classes = classes.names().len();
-        let confusion = self.confusion()?;
-        let (knn, linear) = (confusion.accuracy(), self.linear(seed)?);
+        let told = self.told(seed)?;
+        let confusion = Confusion::new(&told.knn, &test.labels, n_classes)?;
+        let (knn, linear) = (confusion.accuracy(), accuracy(&told.linear, &test.labels)?);
         Ok(Report {
             version: version.clone(),
             knn,
@@ -191,7 +205,19 @@ impl Embedded {
             floors: vec![],
             supervised: None,
             over_time: vec![],
+            told,
             seconds: 0.0,
+        })
+    }
+
+    /// The class of each test image by either probe.
+    fn told(&self, seed: u64) -> Result<Told, EvaluateError> {
+        let Self { train, test, .. } = self;
+        let mut rng = seed::rng(seed, Purpose::Evaluate, &[2]);
+        let probe = Probe::train(&train.embeddings, &train.labels, &mut rng)?;
+        Ok(Told {
+            knn: Reference::new(&train.embeddings, &train.labels)?.classify(&test.embeddings)?,
+            linear: probe.classify(&test.embeddings)?,
         })
     }
 
@@ -200,7 +226,9 @@ impl Embedded {
     /// # Errors
     /// If the two differ in dimension.
     pub fn floor(&self, name: &str, seed: u64) -> Result<Floor, EvaluateError> {
-        let (knn, linear) = (self.confusion()?.accuracy(), self.linear(seed)?);
+        let told = self.told(seed)?;
+        let knn = accuracy(&told.knn, &self.test.labels)?;
+        let linear = accuracy(&told.linear, &self.test.labels)?;
         let standard_error = self.standard_errors(knn, linear);
         let (name, version) = (name.to_owned(), self.version.clone());
         Ok(Floor { name, version, knn, linear, standard_error })

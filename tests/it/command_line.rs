@@ -101,11 +101,12 @@ fn a_fixed_folder_is_learned_and_its_snapshot_embeds_and_evaluates() {
     let images = images.to_str().unwrap();
     let report = dir.path().join("report.json");
     let page = dir.path().join("report.html");
+    let predictions = dir.path().join("predictions.jsonl");
     let args = ["evaluate", "--train", images, "--test", images, "--snapshot", snapshots, "--json"];
     let beside = ["--floors", "--supervised-steps", "2", "--over-time", "3", "--config"];
-    let [config, report_path, page_path] =
-        [&path, &report, &page].map(|path| path.to_str().unwrap());
-    let outputs = [report_path, "--report", page_path];
+    let [config, report_path, page_path, predictions_path] =
+        [&path, &report, &page, &predictions].map(|path| path.to_str().unwrap());
+    let outputs = [report_path, "--report", page_path, "--predictions", predictions_path];
     let output = selfstream(&[&args[..], &outputs, &beside, &[config]].concat());
     assert!(output.status.success(), "{}", stderr(&output));
     let report: serde_json::Value =
@@ -119,6 +120,13 @@ fn a_fixed_folder_is_learned_and_its_snapshot_embeds_and_evaluates() {
     let names = report["floors"].as_array().unwrap().iter().map(|floor| &floor["name"]);
     assert!(names.eq(["pixels", "untrained"]));
     assert_eq!(report["supervised"]["steps"], 2);
+    let predictions = std::fs::read_to_string(predictions).unwrap();
+    assert_eq!(predictions.lines().count(), 60);
+    for line in predictions.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["image"].as_str().unwrap().starts_with(line["class"].as_str().unwrap()));
+        assert!(line["knn"] == line["class"] && line["linear"].is_string());
+    }
     let moments = report["over_time"].as_array().unwrap();
     assert_eq!(moments.last().unwrap()["version"], report["version"]);
     // The history that `run` kept beside the snapshots is on the page.

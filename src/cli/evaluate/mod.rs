@@ -1,6 +1,7 @@
 //! `selfstream evaluate`: how good an encoder is, told by labels that it never saw.
 
 mod beside;
+mod predictions;
 
 use super::log;
 use crate::config::{Config, LogForm};
@@ -40,6 +41,9 @@ pub(super) struct Args {
     /// Write the report as a self-contained HTML page.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Write what each test image was taken for, as lines of JSON.
+    #[arg(long, value_name = "FILE")]
+    predictions: Option<PathBuf>,
     /// The run's history for the page's curves; by default the one beside the snapshot.
     #[arg(long, value_name = "FILE", requires = "report")]
     history: Option<PathBuf>,
@@ -89,6 +93,9 @@ pub(super) fn run(args: Args) -> Result<()> {
     report.seconds = started.elapsed().as_secs_f64();
     if let Some(path) = &args.json {
         write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    }
+    if let Some(path) = &args.predictions {
+        write(path, &predictions::lines(&report, &embedded, &test)?)?;
     }
     if let Some(path) = &args.report {
         let history = args.history()?;
