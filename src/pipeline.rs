@@ -127,7 +127,7 @@ pub fn untrained(config: &Config) -> Result<Snapshot> {
     let trainer = open_trainer(config)?;
     let preprocess = Preprocess::imagenet(config.input.side_px);
     let architecture = config.encoder.architecture;
-    let (arrays, device) = (trainer.encoder()?, trainer.device());
+    let (arrays, device) = (trainer.served()?, trainer.device());
     let provenance = Provenance::default();
     let encoded = Encoded::new(architecture, &preprocess, &arrays, provenance, device)?;
     Ok(encoded.snapshot)
@@ -237,7 +237,8 @@ fn open_trainer(config: &Config) -> Result<Trainer> {
         side_px: config.input.side_px,
         objective: &config.objective,
         optimizer: &config.learner.optimizer,
-        schedule: &config.learner.schedule,
+        schedule: &config.learner.schedule.for_batch(config.batch.images),
+        average_momentum: config.snapshot.average_momentum,
         seed: config.run.seed,
         device: &device,
     })?;

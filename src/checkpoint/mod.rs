@@ -78,6 +78,9 @@ pub struct Manifest {
     /// Time spent training, over restarts.
     #[serde(with = "humantime_serde")]
     pub trained: Duration,
+    /// Steps taken when the learning rate last warmed up again.
+    #[serde(default)]
+    pub restarted_at: u64,
     /// Counts since the run began.
     pub counts: Counts,
     /// Where each partition goes on.
@@ -290,6 +293,7 @@ mod tests {
             side_px: 32,
             step,
             trained: Duration::from_millis(1500),
+            restarted_at: 1,
             counts: Counts { learned: step * 64, refused: 3 },
             offsets: vec![PartitionOffset {
                 partition: Partition { topic: Arc::from("images"), partition: 0 },

@@ -80,6 +80,16 @@ impl Params {
         Ok(Self { specs: specs.to_vec(), weights, moments_specs: moments_specs.to_vec(), moments })
     }
 
+    /// The same numbers in variables of their own.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn duplicate(&self) -> Result<Self> {
+        // Detached, or each would be the very weight that it is a copy of.
+        let copies = self.weights.iter().map(|weight| Var::from_tensor(&weight.detach()));
+        Ok(Self { weights: copies.collect::<Result<_>>()?, ..self.clone() })
+    }
+
     /// The device they live on.
     pub fn device(&self) -> Device {
         self.weights.first().map_or(Device::Cpu, |weight| weight.device().clone())

@@ -11,6 +11,7 @@ pub mod optimizer;
 mod publish;
 mod run;
 pub mod schedule;
+mod served;
 mod state;
 mod target;
 pub mod trainer;

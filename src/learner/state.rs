@@ -67,7 +67,7 @@ impl State {
         let held = replay.entries().iter().map(|entry| ReplayEntry::new(entry, false));
         let waiting = pending.iter().map(|entry| ReplayEntry::new(entry, true));
         let described: Option<Vec<_>> = held.chain(waiting).collect();
-        let Progress { steps, trained } = trainer.progress();
+        let Progress { steps, trained, restarted_at } = trainer.progress();
         let manifest = Manifest {
             format: FORMAT,
             learner_id: self.learner_id.clone(),
@@ -75,6 +75,7 @@ impl State {
             side_px: self.side_px,
             step: steps,
             trained,
+            restarted_at,
             counts,
             offsets: tracker
                 .next_offsets()
@@ -113,7 +114,8 @@ pub(super) fn restore_trainer(
         manifest.architecture,
         manifest.side_px,
     );
-    let progress = Progress { steps: manifest.step, trained: manifest.trained };
+    let Manifest { step: steps, trained, restarted_at, .. } = *manifest;
+    let progress = Progress { steps, trained, restarted_at };
     trainer
         .restore(&restored.checkpoint.arrays, progress)
         .with_context(|| format!("checkpoint {}", restored.checkpoint.id))?;

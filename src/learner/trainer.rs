@@ -1,10 +1,11 @@
 //! One training step: views to new weights.
 
-use super::backbone::{self, Backbone};
+use super::backbone::{self, Backbone, Shadow};
 use super::optimizer::{self, Optimizer};
 use super::schedule::{self, Progress};
+use super::served::Served;
 use super::target::TargetPass;
-use super::views::Arrangement;
+use super::views::{Arrangement, Pass};
 use crate::augment::ViewGroup;
 use crate::encoder::{NamedArrays, Plan};
 use crate::objective::{self, Objective, SeenBy};
@@ -27,6 +28,8 @@ pub struct Recipe<'a> {
     pub optimizer: &'a optimizer::Config,
     /// How large they are.
     pub schedule: &'a schedule::Config,
+    /// Momentum of the moving average that is served; 0 serves the encoder itself.
+    pub average_momentum: f64,
     /// The run's seed.
     pub seed: u64,
     /// Where it computes.
@@ -42,6 +45,7 @@ pub struct Trainer {
     optimizer: Optimizer,
     schedule: schedule::Config,
     progress: Progress,
+    served: Option<Served>,
     views: Arrangement,
     seed: u64,
     device: Device,
@@ -66,9 +70,12 @@ impl Trainer {
     pub fn new(recipe: &Recipe<'_>) -> Result<Self> {
         let Recipe { plan, side_px, device, seed, .. } = *recipe;
         let objective = recipe.objective.build(plan.feature_dim, seed, device)?;
-        let has_target = objective.target(0.0).is_some();
+        let served = Served::new(recipe.average_momentum);
+        let target = objective.target(0.0).map(|_| Shadow::Target);
+        let shadows: Vec<Shadow> =
+            target.into_iter().chain(served.as_ref().map(|_| Shadow::Served)).collect();
         let optimizer = recipe.optimizer;
-        let spec = backbone::Spec { plan, optimizer, has_target, seed };
+        let spec = backbone::Spec { plan, optimizer, shadows: &shadows, seed };
         Ok(Self {
             plan: plan.clone(),
             encoder: backbone::open(&spec, device)?,
@@ -77,6 +84,7 @@ impl Trainer {
             objective,
             schedule: recipe.schedule.clone(),
             progress: Progress::default(),
+            served,
             seed,
             device: device.clone(),
         })
@@ -102,12 +110,17 @@ impl Trainer {
         &self.plan
     }
 
-    /// The encoder's numbers, by name.
+    /// The numbers to serve, by name: the encoder's, or their moving average's.
     ///
     /// # Errors
     /// Whatever the device reports.
-    pub fn encoder(&self) -> Result<NamedArrays> {
-        self.encoder.encoder()
+    pub fn served(&self) -> Result<NamedArrays> {
+        self.encoder.served()
+    }
+
+    /// Lets the learning rate warm up again from the next step on: after a change in what arrives.
+    pub fn restart_schedule(&mut self) {
+        self.progress.restarted_at = self.progress.steps;
     }
 
     /// Takes one step on `views`, flat `[V * N, H, W, C]`, of the images that `ids` name: those of
@@ -125,34 +138,68 @@ impl Trainer {
             None => vec![],
             Some(target) => self.target_features(&views, n_images, target.norm_groups)?,
         };
-        // The objective's graph ends at leaves: the encoder has a backward of its own.
-        let (passes, mut views, mut leaves) = (self.views.passes(SeenBy::encoder), views, vec![]);
-        for pass in &passes {
-            let seen = self.views.take(&mut views, pass, n_images);
-            let features = self.encoder.forward(seen, pass.side_px)?; // [V * N, D]
-            leaves.push(Var::from_tensor(&features)?.into_inner());
-        }
+        let passes = self.views.passes(SeenBy::encoder);
+        let measured = self.batch_to_measure(&passes, &views, n_images);
+        let leaves = self.forward(&passes, views, n_images)?;
         let features = self.views.split(&passes, &leaves, n_images)?;
         let batch = objective::Batch { features: &features, targets: &targets, n_images, ids };
         let loss = self.objective.loss(&batch)?;
-        let head_gradients = loss.backward()?;
-        let feature_gradients = leaves.iter().map(|leaf| match head_gradients.get(leaf) {
-            Some(gradient) => Ok(gradient.clone()),
-            None => candle_core::bail!("the objective's gradient does not reach the features"),
-        });
-        let feature_gradients = feature_gradients.collect::<Result<Vec<_>>>()?;
         let rate = self.schedule.rate(self.progress);
-        self.encoder.step(&feature_gradients, rate)?;
-        self.optimizer.step(&[(self.objective.heads(), &head_gradients)], rate)?;
+        self.descend(&loss, &leaves, rate)?;
         self.objective.after_step(&batch, done)?;
         if let Some(target) = target {
-            self.encoder.follow(target.momentum)?;
+            self.encoder.follow(Shadow::Target, target.momentum)?;
+        }
+        if let Some(served) = &mut self.served {
+            served.follow(&mut *self.encoder, measured)?;
         }
         let loss = loss.to_scalar::<f32>()?;
         let took = began.elapsed();
         self.progress.steps += 1;
         self.progress.trained += took;
         Ok(StepReport { loss, rate, took })
+    }
+
+    /// The features `[V * N, D]` of each pass, as leaves: the objective's graph ends there, since
+    /// the encoder has a backward of its own.
+    fn forward(
+        &mut self,
+        passes: &[Pass],
+        mut views: Vec<f32>,
+        n_images: usize,
+    ) -> Result<Vec<Tensor>> {
+        let mut leaves = vec![];
+        for pass in passes {
+            let seen = self.views.take(&mut views, pass, n_images);
+            let features = self.encoder.forward(seen, pass.side_px)?; // [V * N, D]
+            leaves.push(Var::from_tensor(&features)?.into_inner());
+        }
+        Ok(leaves)
+    }
+
+    /// Moves the heads and the encoder down the `loss`, whose graph ends at `leaves`.
+    fn descend(&mut self, loss: &Tensor, leaves: &[Tensor], rate: f64) -> Result<()> {
+        let gradients = loss.backward()?;
+        let of_features = leaves.iter().map(|leaf| match gradients.get(leaf) {
+            Some(gradient) => Ok(gradient.clone()),
+            None => candle_core::bail!("the objective's gradient does not reach the features"),
+        });
+        let of_features = of_features.collect::<Result<Vec<_>>>()?;
+        self.encoder.backward(&of_features)?;
+        let heads = (self.objective.heads(), gradients);
+        backbone::step_together(&mut *self.encoder, &mut self.optimizer, heads, rate)
+    }
+
+    /// The views of the largest side, where the served average is to be measured on them.
+    fn batch_to_measure(
+        &self,
+        passes: &[Pass],
+        views: &[f32],
+        n_images: usize,
+    ) -> Option<(Vec<f32>, usize)> {
+        self.served.as_ref().filter(|served| served.wants_batch())?;
+        let largest = passes.iter().max_by_key(|pass| pass.side_px)?;
+        Some((self.views.take(&mut views.to_vec(), largest, n_images), largest.side_px))
     }
 
     /// Everything that a step changes, by name, but for the progress.
@@ -164,6 +211,7 @@ impl Trainer {
         arrays.extend(self.objective.heads().to_arrays(HEADS)?);
         arrays.extend(self.objective.state()?);
         arrays.extend(self.optimizer.to_arrays()?);
+        arrays.extend(self.served.iter().flat_map(Served::to_arrays));
         Ok(arrays)
     }
 
@@ -176,6 +224,9 @@ impl Trainer {
         self.objective.heads_mut().load_arrays(HEADS, arrays)?;
         self.objective.load_state(arrays)?;
         self.optimizer.load_arrays(arrays)?;
+        if let Some(served) = &mut self.served {
+            served.load_arrays(arrays);
+        }
         self.progress = progress;
         Ok(())
     }
@@ -227,14 +278,19 @@ mod tests {
     }
 
     fn trainer(objective: &objective::Config, learning_rate: f64) -> Trainer {
+        trainer_with(objective, learning_rate, "kind = \"sgd\"")
+    }
+
+    fn trainer_with(objective: &objective::Config, learning_rate: f64, optimizer: &str) -> Trainer {
         let schedule =
             schedule::Config { warmup_steps: 10, learning_rate, ..schedule::Config::default() };
         Trainer::new(&Recipe {
             plan: &plan(),
             side_px: SIDE_PX,
             objective,
-            optimizer: &optimizer::Config::default(),
+            optimizer: &toml::from_str(optimizer).unwrap(),
             schedule: &schedule,
+            average_momentum: 0.9,
             seed: 5,
             device: &under_test(),
         })
@@ -352,5 +408,83 @@ mod tests {
         }
         trainer.restore(&arrays, Progress::default()).unwrap();
         assert!(spread_of_images(&mut trainer) < FLOOR / 10.0);
+    }
+
+    /// Where the heads and the encoder are after one step, as one vector beside where they began.
+    fn moved(optimizer: &str, momentum: &str) -> Vec<f64> {
+        let text = format!("kind = \"{optimizer}\"\nmomentum = {momentum}\nweight_decay = 0.0");
+        let mut trainer = trainer_with(&objective::Config::default(), 0.06, &text);
+        let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+        let weights = |trainer: &Trainer| -> Vec<f32> {
+            let arrays = trainer.to_arrays().unwrap();
+            let is_weight = |name: &str| {
+                let is_ours = name.starts_with("encoder.") || name.starts_with("heads.");
+                is_ours && !name.contains("running")
+            };
+            let weights = arrays.into_iter().filter(|(name, _)| is_weight(name));
+            weights.flat_map(|(_, array)| array.values).collect()
+        };
+        let before = weights(&trainer);
+        trainer.step(views(&trainer, 0, &ids), &ids).unwrap();
+        let after = weights(&trainer);
+        before.iter().zip(&after).map(|(a, b)| f64::from(b - a)).collect()
+    }
+
+    fn length(vector: &[f64]) -> f64 {
+        vector.iter().map(|value| value * value).sum::<f64>().sqrt()
+    }
+
+    /// Plain descent moves by the rate times the gradient: its length over all weights is the
+    /// allowed norm, and its direction stays.
+    #[test]
+    fn gradients_are_clipped_by_the_norm_over_encoder_and_heads() {
+        let free = moved("sgd", "0.0");
+        // The first step of ten of the warm-up.
+        let rate = 0.006;
+        let norm = length(&free) / rate;
+        let half = norm / 2.0;
+        let clipped = moved("sgd", &format!("0.0\nmax_gradient_norm = {half}"));
+        assert!((length(&clipped) / rate / half - 1.0).abs() < 1e-3);
+        let apart: Vec<f64> = clipped.iter().zip(&free).map(|(a, b)| 2.0 * a - b).collect();
+        assert!(length(&apart) < 1e-3 * length(&free));
+        let longer = norm * 1.01;
+        assert_eq!(moved("sgd", &format!("0.0\nmax_gradient_norm = {longer}")), free);
+    }
+
+    /// The served average lags the encoder, and goes live in its place.
+    #[test]
+    fn the_served_encoder_is_the_average_of_those_of_the_steps() {
+        let mut trainer = trainer(&objective::Config::default(), 0.03);
+        let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+        let name = "conv1.weight";
+        let mut expected: Vec<f32> = vec![];
+        for step in 0..20 {
+            trainer.step(views(&trainer, step, &ids), &ids).unwrap();
+            let weights = &trainer.to_arrays().unwrap()[&format!("encoder.{name}")].values;
+            let kept = (step as f32 / (step as f32 + 9.0)).min(0.9);
+            if step == 0 {
+                expected.clone_from(weights);
+            }
+            let both = expected.iter_mut().zip(weights);
+            both.for_each(|(mean, weight)| *mean = kept * *mean + (1.0 - kept) * weight);
+            let served = &trainer.served().unwrap()[name].values;
+            assert!(served.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{step}");
+        }
+        assert_ne!(trainer.to_arrays().unwrap()[&format!("encoder.{name}")].values, expected);
+    }
+
+    #[test]
+    fn a_restart_warms_up_again_and_is_restored() {
+        let mut trainer = trainer(&objective::Config::default(), 0.06);
+        let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+        let rate =
+            |trainer: &mut Trainer| trainer.step(views(trainer, 0, &ids), &ids).unwrap().rate;
+        let first = rate(&mut trainer);
+        assert!(rate(&mut trainer) > first);
+        trainer.restart_schedule();
+        assert_eq!(rate(&mut trainer), first);
+        let mut resumed = self::trainer(&objective::Config::default(), 0.06);
+        resumed.restore(&trainer.to_arrays().unwrap(), trainer.progress()).unwrap();
+        assert_eq!(rate(&mut resumed), rate(&mut trainer));
     }
 }
