@@ -222,6 +222,7 @@ impl Config {
         self.augment.validate()?;
         self.batch.validate()?;
         self.replay.validate()?;
+        self.validate_input_of_encoder()?;
         self.objective.validate()?;
         self.objective.validate_batch(self.batch.images)?;
         self.learner.validate()?;
@@ -230,6 +231,21 @@ impl Config {
         self.checkpoint.validate()?;
         self.prequential.validate()?;
         self.server.validate()
+    }
+}
+
+impl Config {
+    /// An encoder with positions of a grid takes images of one side.
+    fn validate_input_of_encoder(&self) -> Result<(), Invalid> {
+        let Config { encoder, input, .. } = self;
+        match encoder.architecture.only_side_px() {
+            Some(side_px) if side_px != input.side_px => {
+                let allowed =
+                    format!("{side_px} with encoder.architecture {}", encoder.architecture);
+                Err(Invalid::new("input.side_px", input.side_px, allowed))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -462,6 +478,14 @@ mod tests {
         }
         let message = message("[objective]\nkind = \"byol\"\ntemperature = 0.2");
         assert!(message.contains("temperature") && message.contains("norm_groups"), "{message}");
+    }
+
+    #[test]
+    fn an_encoder_of_a_grid_wants_its_side() {
+        let text = "encoder.architecture = \"vit-small-patch16-grid14\"\ninput.side_px";
+        let message = message(&format!("{text} = 96"));
+        assert!(message.contains("input.side_px = 96") && message.contains("224"), "{message}");
+        Config::parse(&format!("{text} = 224")).unwrap();
     }
 
     /// A value of the wrong kind: the message names the key and the value's kind.

@@ -6,7 +6,9 @@ use crate::config::Config;
 use crate::decode::pool::{Pool, Size};
 use crate::evaluate::prequential::Prequential;
 use crate::learner::trainer::{Recipe, Trainer};
-use crate::learner::{self, Inputs, Learner, Limits, Observer, Refuse, Settings, Summary, Vitals};
+use crate::learner::{
+    self, Inputs, Learner, Limits, Observer, Refuse, Settings, Summary, Vitals, beginning,
+};
 use crate::replay::Policy;
 use crate::server::{self, Server};
 use crate::sink::dead_letter::DeadLetters;
@@ -14,7 +16,7 @@ use crate::snapshot::{Encoded, Provenance, Registry, Snapshot};
 use crate::source::folder::Folder;
 use crate::source::kafka::{Kafka, Lag};
 use crate::source::{self, LearnerLink, Link, Source};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -232,8 +234,11 @@ fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learn
 fn open_trainer(config: &Config) -> Result<Trainer> {
     config.run.instructions.choose()?;
     let device = config.run.device.open()?;
+    let architecture = config.encoder.architecture;
+    let plan = architecture.plan();
+    let init = config.encoder.init.as_deref().map(|path| beginning::read(path, &plan));
     let trainer = Trainer::new(&Recipe {
-        plan: &config.encoder.architecture.plan(),
+        plan: &plan,
         side_px: config.input.side_px,
         objective: &config.objective,
         optimizer: &config.learner.optimizer,
@@ -241,6 +246,13 @@ fn open_trainer(config: &Config) -> Result<Trainer> {
         average_momentum: config.snapshot.average_momentum,
         seed: config.run.seed,
         device: &device,
+        init: init.transpose()?.as_ref(),
     })?;
+    if let Some(side_px) = architecture.only_side_px() {
+        let sides = trainer.view_groups().into_iter().filter_map(|group| group.side_px);
+        for other in sides.filter(|side| *side != side_px) {
+            bail!("{architecture} takes views of {side_px} px, [objective] has some of {other} px");
+        }
+    }
     Ok(trainer)
 }

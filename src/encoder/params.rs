@@ -141,6 +141,7 @@ fn initial_values(spec: &WeightSpec, seed: u64, counters: [u64; 2]) -> Vec<f32> 
     match spec.init {
         Init::Zeros => vec![0.0; len],
         Init::Ones => vec![1.0; len],
+        Init::Normal { deviation } => normal(len, deviation * deviation, seed, counters),
         Init::HeNormal { fan } => normal(len, 2.0 / fan as f32, seed, counters),
         Init::GlorotNormal { inputs, outputs } => {
             normal(len, 2.0 / (inputs + outputs) as f32, seed, counters)

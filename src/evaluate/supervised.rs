@@ -155,7 +155,7 @@ impl<'a> Run<'a> {
         ensure!(!positions.is_empty(), "there are no images to train on");
         let Recipe { optimizer, seed, device, .. } = recipe;
         let plan = recipe.architecture.plan();
-        let spec = Spec { plan: &plan, optimizer, shadows: &[], seed: *seed };
+        let spec = Spec { plan: &plan, optimizer, shadows: &[], seed: *seed, init: None };
         let head = head(classes.names().len(), plan.feature_dim, device)?;
         Ok(Self {
             recipe,

@@ -2,6 +2,7 @@
 
 mod arrivals;
 pub(crate) mod backbone;
+pub mod beginning;
 pub mod history;
 mod journal;
 mod listen;

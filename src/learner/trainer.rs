@@ -34,6 +34,8 @@ pub struct Recipe<'a> {
     pub seed: u64,
     /// Where it computes.
     pub device: &'a Device,
+    /// The numbers that the encoder begins with, by name; fresh ones where there are none.
+    pub init: Option<&'a NamedArrays>,
 }
 
 /// The encoder in training, with all that changes in a step.
@@ -75,7 +77,8 @@ impl Trainer {
         let shadows: Vec<Shadow> =
             target.into_iter().chain(served.as_ref().map(|_| Shadow::Served)).collect();
         let optimizer = recipe.optimizer;
-        let spec = backbone::Spec { plan, optimizer, shadows: &shadows, seed };
+        let init = recipe.init;
+        let spec = backbone::Spec { plan, optimizer, shadows: &shadows, seed, init };
         Ok(Self {
             plan: plan.clone(),
             encoder: backbone::open(&spec, device)?,
@@ -293,6 +296,7 @@ mod tests {
             average_momentum: 0.9,
             seed: 5,
             device: &under_test(),
+            init: None,
         })
         .unwrap()
     }

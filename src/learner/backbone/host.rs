@@ -31,7 +31,10 @@ struct Tapes(Vec<(usize, Tape)>);
 
 impl Host {
     pub(super) fn new(spec: &Spec<'_>) -> Result<Self> {
-        let params = HostParams::init(spec.plan, [spec.seed, ENCODER_STREAM])?;
+        let mut params = HostParams::init(spec.plan, [spec.seed, ENCODER_STREAM])?;
+        if let Some(init) = spec.init {
+            params.load_arrays("", init)?;
+        }
         let shadows = spec.shadows.iter().map(|shadow| (*shadow, params.clone())).collect();
         Ok(Self {
             plan: spec.plan.clone(),

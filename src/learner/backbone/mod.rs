@@ -95,6 +95,8 @@ pub(crate) struct Spec<'a> {
     pub(crate) shadows: &'a [Shadow],
     /// The run's seed.
     pub(crate) seed: u64,
+    /// The numbers it begins with, by name; fresh ones where there are none.
+    pub(crate) init: Option<&'a NamedArrays>,
 }
 
 /// A fresh encoder on `device`; its shadows begin as it does.
@@ -145,7 +147,13 @@ mod tests {
     fn host_and_tensors_take_the_same_steps() {
         let plan = Architecture::SlimResnet.plan();
         let config = optimizer::Config::default();
-        let spec = Spec { plan: &plan, optimizer: &config, shadows: &[Shadow::Target], seed: 3 };
+        let spec = Spec {
+            plan: &plan,
+            optimizer: &config,
+            shadows: &[Shadow::Target],
+            seed: 3,
+            init: None,
+        };
         let mut host = host::Host::new(&spec).unwrap();
         let mut tensors = tensors::Tensors::new(&spec, &under_test()).unwrap();
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
@@ -177,7 +185,7 @@ mod tests {
         let plan = Architecture::SlimResnet.plan();
         let config =
             optimizer::Config::Sgd { momentum: 0.0, weight_decay: 0.0, max_gradient_norm: None };
-        let spec = Spec { plan: &plan, optimizer: &config, shadows: &[], seed: 3 };
+        let spec = Spec { plan: &plan, optimizer: &config, shadows: &[], seed: 3, init: None };
         let noise = |n: usize| (0..n).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let (large, small): (Vec<f32>, Vec<f32>) = (noise(6 * 768), noise(4 * 192));
         let pull = |n: usize| {
@@ -251,7 +259,13 @@ mod tests {
     fn a_target_pass_is_the_averages_and_leaves_everything_as_it_was() {
         let plan = Architecture::SlimResnet.plan();
         let config = optimizer::Config::default();
-        let spec = Spec { plan: &plan, optimizer: &config, shadows: &[Shadow::Target], seed: 3 };
+        let spec = Spec {
+            plan: &plan,
+            optimizer: &config,
+            shadows: &[Shadow::Target],
+            seed: 3,
+            init: None,
+        };
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let half = views[..3 * 768].to_vec();
         let values = |features: Tensor| features.to_vec2::<f32>().unwrap();
@@ -322,7 +336,7 @@ mod tests {
         let plan = Architecture::SlimResnet.plan();
         let text = "kind = \"sgd\"\nweight_decay = 0.0";
         let config: optimizer::Config = toml::from_str(text).unwrap();
-        let spec = Spec { plan: &plan, optimizer: &config, shadows: &[], seed: 3 };
+        let spec = Spec { plan: &plan, optimizer: &config, shadows: &[], seed: 3, init: None };
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let pull: Vec<f32> = (0..6 * 256).map(|i| ((i * 31) % 17) as f32 / 17.0 - 0.5).collect();
         let mut norms = vec![];
@@ -358,7 +372,13 @@ mod tests {
     fn a_served_average_has_moments_of_its_own_and_moves_nothing() {
         let plan = Architecture::SlimResnet.plan();
         let config = optimizer::Config::default();
-        let spec = Spec { plan: &plan, optimizer: &config, shadows: &[Shadow::Served], seed: 3 };
+        let spec = Spec {
+            plan: &plan,
+            optimizer: &config,
+            shadows: &[Shadow::Served],
+            seed: 3,
+            init: None,
+        };
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let mut found = vec![];
         let mut host = host::Host::new(&spec).unwrap();
@@ -411,5 +431,27 @@ mod tests {
                 assert!((a - b).abs() < 0.02 * largest, "{name}: {a}, {b}");
             }
         }
+    }
+
+    #[test]
+    fn encoder_and_shadows_begin_with_the_numbers_that_are_given() {
+        let plan = Architecture::SlimResnet.plan();
+        let given = crate::encoder::HostParams::init(&plan, [9, 0]).unwrap().to_arrays("");
+        let config = optimizer::Config::default();
+        let shadows = &[Shadow::Target, Shadow::Served];
+        let spec = Spec { plan: &plan, optimizer: &config, shadows, seed: 3, init: Some(&given) };
+        let host = host::Host::new(&spec).unwrap();
+        let tensors = tensors::Tensors::new(&spec, &under_test()).unwrap();
+        for backbone in [&host as &dyn Backbone, &tensors] {
+            assert_eq!(backbone.served().unwrap(), given);
+            let arrays = backbone.to_arrays().unwrap();
+            for (name, array) in &given {
+                assert_eq!(&arrays[&format!("{ENCODER}{name}")], array);
+                let target = arrays.get(&format!("target.encoder.{name}"));
+                assert!(target.is_none_or(|target| target == array), "{name}");
+            }
+        }
+        let lacking = Spec { init: Some(&NamedArrays::new()), ..spec };
+        assert!(host::Host::new(&lacking).is_err());
     }
 }

@@ -24,8 +24,12 @@ pub(super) struct Tensors {
 
 impl Tensors {
     pub(super) fn new(spec: &Spec<'_>, device: &Device) -> Result<Self> {
-        let Spec { plan, optimizer, shadows, seed } = *spec;
-        let params = Params::init(&plan.weights, &plan.moments, [seed, ENCODER_STREAM], device)?;
+        let Spec { plan, optimizer, shadows, seed, init } = *spec;
+        let seed = [seed, ENCODER_STREAM];
+        let mut params = Params::init(&plan.weights, &plan.moments, seed, device)?;
+        if let Some(init) = init {
+            params.load_arrays("", init)?;
+        }
         let optimizer = Optimizer::new(optimizer, &[(ENCODER, &params)])?;
         let shadow = |shadow: &Shadow| Ok((*shadow, params.duplicate()?));
         let shadows = shadows.iter().map(shadow).collect::<Result<_>>()?;

@@ -100,6 +100,22 @@ impl Tape {
                 tokens::pull_gelu(&self.values[input.0], &mut dy[..output]);
                 self.add_gradient(index, input, dy);
             }
+            (&Op::Tokens { input, positions }, _) => {
+                let size = self.sizes[input.0];
+                let mut dx = self.lend(size.len());
+                let (dx_values, places) = (&mut dx[..size.len()], &mut gradient[of(positions)]);
+                tokens::pull_token(&dy[..output], size.channels, places, dx_values);
+                self.spare.push(dy);
+                self.add_gradient(index, input, dx);
+            }
+            (&Op::FirstPixel { input }, _) => {
+                let size = self.sizes[input.0];
+                let mut dx = self.lend(size.len());
+                let (pixels, dx_values) = (size.pixels(), &mut dx[..size.len()]);
+                tokens::pull_first_pixel(&dy[..output], pixels, size.channels, dx_values);
+                self.spare.push(dy);
+                self.add_gradient(index, input, dx);
+            }
             (&Op::MaxPool { input }, _) => self.pull_maximum(index, input, dy),
             (&Op::GlobalAveragePool { input }, _) => {
                 let size = self.sizes[input.0];
