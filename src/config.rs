@@ -366,6 +366,7 @@ mod tests {
             ("batch.images", "1", "from 2 to 8192"),
             ("batch.steps_per_batch", "0", "from 1 to batch.images"),
             ("replay.max_bytes", "10", "at least 1000000"),
+            ("replay.centroids", "0", "from 1 to 4096"),
             ("objective.temperature", "0.0", "from 0.01 to 10"),
             ("objective.head.hidden", "0", "from 1 to 16384"),
             ("objective.head.output", "0", "from 1 to 16384"),

@@ -63,7 +63,7 @@ impl Config {
 }
 
 /// The part of a checkpoint that is not arrays.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of this form.
     pub format: u32,
@@ -279,7 +279,7 @@ mod tests {
 
     fn entry(offset: i64, len: usize) -> Entry {
         let origin = Origin { topic: Arc::from("images"), partition: 0, offset };
-        Entry { origin, bytes: Bytes::from(vec![offset as u8; len]), stored_at: None }
+        Entry { origin, bytes: Bytes::from(vec![offset as u8; len]), stored_at: None, sketch: None }
     }
 
     fn manifest(step: u64, entries: &[Entry], n_pending: usize) -> Manifest {

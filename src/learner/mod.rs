@@ -28,6 +28,7 @@ pub use vitals::{Summary, Vitals};
 use crate::batch;
 use crate::batch::assemble::{Assembler, ViewSpec};
 use crate::checkpoint::Counts;
+use crate::replay::sketch::Sketcher;
 use crate::replay::{Entry, Replay};
 use crate::setting::Invalid;
 use crate::source::{Commit, Control};
@@ -68,6 +69,8 @@ pub struct Learner {
     trainer: Trainer,
     arrivals: Arrivals,
     replay: Box<dyn Replay>,
+    /// Where the buffer wants to know what images look like.
+    sketcher: Option<Sketcher>,
     /// Images learned in the last step: offered to the buffer after the next draw, so that a batch
     /// can be drawn while the one before it is learned.
     pending: Vec<Entry>,

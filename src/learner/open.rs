@@ -16,6 +16,7 @@ use crate::decode::pool::Outcomes;
 use crate::encoder::Architecture;
 use crate::gate;
 use crate::replay;
+use crate::replay::sketch::Sketcher;
 use crate::snapshot::{self, Registry};
 use crate::source::offsets::OffsetTracker;
 use crate::source::{Commit, Control};
@@ -97,11 +98,14 @@ impl Learner {
             (vec![], Counts::default(), OffsetTracker::default());
         if let Some(restored) = restored {
             state::restore_trainer(&mut trainer, &restored, side_px)?;
-            let manifest = restored.checkpoint.manifest;
-            tracker = OffsetTracker::restore(manifest.next_offsets());
-            replay.restore(restored.entries, manifest.replay_offered);
-            (pending, counts) = (restored.pending, manifest.counts);
+            let buffer = state::restore_replay(&mut *replay, restored);
+            tracker = OffsetTracker::restore(buffer.manifest.next_offsets());
+            (pending, counts) = (buffer.pending, buffer.manifest.counts);
         }
+        let sketcher = replay.wants_sketches().then(|| {
+            trainer.remember_features();
+            Sketcher::new(trainer.plan().feature_dim, settings.views.seed)
+        });
         let mut journal = settings.journal.as_deref().map(Journal::open).transpose()?;
         if let Some(journal) = &mut journal {
             journal.restored(trainer.progress().steps)?;
@@ -120,6 +124,7 @@ impl Learner {
         let mut learner = Self {
             arrivals: Arrivals::new(inputs.outcomes, inputs.refuse, tracker, learner_id, observer),
             replay,
+            sketcher,
             pending,
             views: settings.views.clone(),
             is_ordered: false,

@@ -8,6 +8,7 @@ use crate::augment::ViewGroup;
 use crate::batch::assemble::{Batch, Fresh, Order, ViewSpec, assemble};
 use crate::batch::{Decision, Supply, decide};
 use crate::checkpoint::Counts;
+use crate::replay::sketch::Sketch;
 use crate::replay::{self, Entry};
 use crate::source::{Commit, Origin};
 use anyhow::{Context, Result};
@@ -132,7 +133,14 @@ impl Learner {
         let probe_len = ids.len() * self.views.preprocess.input_len();
         let probe = (is_due && is_probe).then(|| views[..probe_len].to_vec());
         let report = self.trainer.step(views, &ids).context("training step")?;
-        self.note_learned(order.fresh)?;
+        let sketcher = self.sketcher.as_ref();
+        let sketches = sketcher.map(|sketcher| sketcher.sketches(self.trainer.features()));
+        let mut sketches = sketches.into_iter().flatten();
+        let of_fresh: Vec<Sketch> = sketches.by_ref().take(order.fresh.len()).collect();
+        for (entry, sketch) in order.replayed.iter().zip(sketches) {
+            self.replay.seen(entry.id(), &sketch);
+        }
+        self.note_learned(order.fresh, of_fresh)?;
         self.note_step(report);
         if let Some(probe) = probe {
             let learned = self.counts().learned;
@@ -144,7 +152,8 @@ impl Learner {
         Ok(())
     }
 
-    fn note_learned(&mut self, fresh: Vec<Fresh>) -> Result<()> {
+    /// `sketches` are one of each image, or none.
+    fn note_learned(&mut self, fresh: Vec<Fresh>, sketches: Vec<Sketch>) -> Result<()> {
         let step = self.trainer.progress().steps;
         if let Some(journal) = &mut self.journal
             && !fresh.is_empty()
@@ -153,10 +162,11 @@ impl Learner {
         }
         counter!("selfstream_learned_images_total").increment(fresh.len() as u64);
         self.learned_here += fresh.len() as u64;
+        let mut sketches = sketches.into_iter();
         for Fresh { origin, generation, bytes, timestamp_ms, .. } in fresh {
             self.arrivals.learned(&origin, generation);
             self.publisher.learned(timestamp_ms);
-            self.pending.push(Entry { origin, bytes, stored_at: None });
+            self.pending.push(Entry { origin, bytes, stored_at: None, sketch: sketches.next() });
         }
         Ok(())
     }

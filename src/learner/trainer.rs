@@ -8,6 +8,7 @@ use super::target::TargetPass;
 use super::views::{Arrangement, Pass};
 use crate::augment::ViewGroup;
 use crate::encoder::{NamedArrays, Plan};
+use crate::objective::parts::rows::normalise;
 use crate::objective::{self, Objective, SeenBy};
 use candle_core::{Device, Result, Tensor, Var};
 use std::time::{Duration, Instant};
@@ -48,6 +49,8 @@ pub struct Trainer {
     schedule: schedule::Config,
     progress: Progress,
     served: Option<Served>,
+    /// `[N, D]` of the last step, where they are to be remembered.
+    features: Option<Vec<f32>>,
     views: Arrangement,
     seed: u64,
     device: Device,
@@ -88,6 +91,7 @@ impl Trainer {
             schedule: recipe.schedule.clone(),
             progress: Progress::default(),
             served,
+            features: None,
             seed,
             device: device.clone(),
         })
@@ -126,6 +130,17 @@ impl Trainer {
         self.progress.restarted_at = self.progress.steps;
     }
 
+    /// Keeps the features of each step's images from now on.
+    pub fn remember_features(&mut self) {
+        self.features.get_or_insert_default();
+    }
+
+    /// The features of the last step's images, flat `[N, D]`, each the mean over the views of the
+    /// largest side at unit length; nothing where they are not remembered.
+    pub fn features(&self) -> &[f32] {
+        self.features.as_deref().unwrap_or_default()
+    }
+
     /// Takes one step on `views`, flat `[V * N, H, W, C]`, of the images that `ids` name: those of
     /// [`Trainer::view_groups`], group after group.
     ///
@@ -144,6 +159,7 @@ impl Trainer {
         let passes = self.views.passes(SeenBy::encoder);
         let measured = self.batch_to_measure(&passes, &views, n_images);
         let leaves = self.forward(&passes, views, n_images)?;
+        self.remember(&passes, &leaves, n_images)?;
         let features = self.views.split(&passes, &leaves, n_images)?;
         let batch = objective::Batch { features: &features, targets: &targets, n_images, ids };
         let loss = self.objective.loss(&batch)?;
@@ -178,6 +194,18 @@ impl Trainer {
             leaves.push(Var::from_tensor(&features)?.into_inner());
         }
         Ok(leaves)
+    }
+
+    fn remember(&mut self, passes: &[Pass], leaves: &[Tensor], n_images: usize) -> Result<()> {
+        let Some(kept) = &mut self.features else { return Ok(()) };
+        let largest = passes.iter().zip(leaves).max_by_key(|(pass, _)| pass.side_px);
+        if let Some((_, leaf)) = largest {
+            let (rows, feature_dim) = leaf.dims2()?;
+            let views = normalise(&leaf.detach())?;
+            let views = views.reshape((rows / n_images, n_images, feature_dim))?;
+            *kept = views.mean(0)?.flatten_all()?.to_vec1()?;
+        }
+        Ok(())
     }
 
     /// Moves the heads and the encoder down the `loss`, whose graph ends at `leaves`.
@@ -475,6 +503,29 @@ mod tests {
             assert!(served.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{step}");
         }
         assert_ne!(trainer.to_arrays().unwrap()[&format!("encoder.{name}")].values, expected);
+    }
+
+    #[test]
+    fn features_are_remembered_as_means_over_an_images_views() {
+        let mut trainer = trainer(&objective::Config::default(), 0.06);
+        let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+        let views = views(&trainer, 0, &ids);
+        trainer.step(views.clone(), &ids).unwrap();
+        assert!(trainer.features().is_empty());
+        trainer.remember_features();
+        let mut same = self::trainer(&objective::Config::default(), 0.06);
+        same.restore(&trainer.to_arrays().unwrap(), trainer.progress()).unwrap();
+        let rows = same.encoder.forward(views.clone(), SIDE_PX).unwrap().to_vec2::<f32>().unwrap();
+        trainer.step(views, &ids).unwrap();
+        let dim = trainer.plan.feature_dim;
+        assert_eq!(trainer.features().len(), N_IMAGES * dim);
+        let unit = |row: &[f32], at: usize| row[at] / row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        for (image, found) in trainer.features().chunks(dim).enumerate() {
+            for (at, found) in found.iter().enumerate() {
+                let mean = (unit(&rows[image], at) + unit(&rows[image + N_IMAGES], at)) / 2.0;
+                assert!((found - mean).abs() < 1e-5);
+            }
+        }
     }
 
     #[test]
