@@ -277,7 +277,8 @@ fn explain(layers: &Figment, error: &figment::Error) -> Error {
 
 const DURATION: &str = "a duration, such as \"500ms\", \"20s\" or \"5m\"";
 /// What is allowed under keys whose text is read by a parser that does not say.
-const HINTS: [(&str, &str); 9] = [
+const HINTS: [(&str, &str); 10] = [
+    ("learner.near_duplicates", learner::NEAR_DUPLICATES),
     ("server.listen", "an address and a port, such as \"127.0.0.1:8080\""),
     ("batch.max_wait", DURATION),
     ("schedule.end_after", DURATION),
@@ -366,6 +367,9 @@ mod tests {
             ("batch.images", "1", "from 2 to 8192"),
             ("batch.steps_per_batch", "0", "from 1 to batch.images"),
             ("replay.max_bytes", "10", "at least 1000000"),
+            ("replay.duplicate_window", "200000", "from 0 to 100000"),
+            ("image.duplicate_bits", "65", "from 0 to 64"),
+            ("learner.near_duplicates", "1.5", "\"mask\""),
             ("replay.centroids", "0", "from 1 to 4096"),
             ("objective.temperature", "0.0", "from 0.01 to 10"),
             ("objective.head.hidden", "0", "from 1 to 16384"),
@@ -499,6 +503,7 @@ mod tests {
             ("source.kind = \"s3\"", "source.kind", "folder"),
             ("kafka.start = \"now\"", "kafka.start", "earliest"),
             ("augment.recipe = \"moco\"", "augment.recipe", "byol"),
+            ("learner.near_duplicates = \"drop\"", "learner.near_duplicates", "a weight"),
             ("learner.schedule.batch_scaling = \"root\"", "batch_scaling", "linear"),
             ("batch.pace = \"slow\"", "batch.pace", "fixed"),
             ("batch.images = \"many\"", "batch.images", "many"),

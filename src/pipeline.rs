@@ -208,16 +208,19 @@ fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learn
          replay.policy = \"none\""
     );
     let trainer = open_trainer(config)?;
+    let near_duplicates = config.learner.near_duplicates.weight();
     let views = ViewSpec {
         seed: config.run.seed,
         augment: config.augment.clone(),
         preprocess: Preprocess::imagenet(config.input.side_px),
         decode: config.image.clone(),
         groups: trainer.view_groups(),
+        fingerprints: near_duplicates < 1.0 || config.replay.duplicate_window > 0,
     };
     let settings = Settings {
         batch: config.batch.clone(),
         replay: config.replay.clone(),
+        near_duplicates,
         checkpoint: config.checkpoint.clone(),
         snapshot: config.snapshot.clone(),
         gate: config.gate.clone(),

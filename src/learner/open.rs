@@ -16,6 +16,7 @@ use crate::decode::pool::Outcomes;
 use crate::encoder::Architecture;
 use crate::gate;
 use crate::replay;
+use crate::replay::repeats::Repeats;
 use crate::replay::sketch::Sketcher;
 use crate::snapshot::{self, Registry};
 use crate::source::offsets::OffsetTracker;
@@ -33,6 +34,8 @@ pub struct Settings {
     pub batch: batch::Config,
     /// The replay buffer.
     pub replay: replay::Config,
+    /// The weight of near-duplicates among negatives.
+    pub near_duplicates: f32,
     /// Where its state is kept.
     pub checkpoint: checkpoint::Config,
     /// How often the encoder goes live.
@@ -94,11 +97,13 @@ impl Learner {
         let side_px = settings.views.preprocess.side_px;
         let (state, restored) = State::open(&settings.checkpoint, learner_id, side_px)?;
         let mut replay = settings.replay.build(settings.views.seed);
+        let bits = settings.views.decode.duplicate_bits;
+        let mut repeats = Repeats::new(settings.replay.duplicate_window, bits);
         let (mut pending, mut counts, mut tracker) =
             (vec![], Counts::default(), OffsetTracker::default());
         if let Some(restored) = restored {
             state::restore_trainer(&mut trainer, &restored, side_px)?;
-            let buffer = state::restore_replay(&mut *replay, restored);
+            let buffer = state::restore_replay((&mut *replay, &mut repeats), restored);
             tracker = OffsetTracker::restore(buffer.manifest.next_offsets());
             (pending, counts) = (buffer.pending, buffer.manifest.counts);
         }
@@ -125,6 +130,8 @@ impl Learner {
             arrivals: Arrivals::new(inputs.outcomes, inputs.refuse, tracker, learner_id, observer),
             replay,
             sketcher,
+            repeats,
+            near_duplicates: settings.near_duplicates,
             pending,
             views: settings.views.clone(),
             is_ordered: false,

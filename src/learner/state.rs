@@ -6,6 +6,7 @@ use crate::checkpoint::{
     self, Checkpoint, Checkpoints, Counts, FORMAT, Manifest, PartitionOffset, ReplayEntry, Restored,
 };
 use crate::encoder::{Array, NamedArrays};
+use crate::replay::repeats::Repeats;
 use crate::replay::sketch::{self, Sketch};
 use crate::replay::{self, Entry, Replay};
 use crate::source::Commit;
@@ -35,6 +36,7 @@ pub(super) struct State {
 pub(super) struct Parts<'a> {
     pub(super) trainer: &'a Trainer,
     pub(super) replay: &'a mut dyn Replay,
+    pub(super) repeats: &'a Repeats,
     /// Images learned in the last step, which the buffer is offered after the next draw.
     pub(super) pending: &'a mut [Entry],
     pub(super) tracker: &'a OffsetTracker,
@@ -67,7 +69,7 @@ impl State {
     /// Writes a checkpoint; returns what may be committed now.
     pub(super) fn save(&mut self, parts: Parts<'_>) -> Result<Commit> {
         let began = Instant::now();
-        let Parts { trainer, replay, pending, tracker, counts, last_version } = parts;
+        let Parts { trainer, replay, repeats, pending, tracker, counts, last_version } = parts;
         let mut entries: Vec<&mut Entry> =
             replay.entries_mut().iter_mut().chain(pending.iter_mut()).collect();
         self.checkpoints.store(&mut entries)?;
@@ -94,7 +96,7 @@ impl State {
             last_version,
         };
         let mut arrays = trainer.to_arrays()?;
-        arrays.extend(replay_arrays(replay, pending));
+        arrays.extend(replay_arrays((replay, repeats), pending));
         let checkpoint_id = self.checkpoints.save(&manifest, &arrays)?;
         self.written_at = Instant::now();
         histogram!("selfstream_checkpoint_seconds").record(began.elapsed().as_secs_f64());
@@ -139,8 +141,9 @@ pub(super) fn restore_trainer(
 }
 
 /// What a checkpoint holds of the buffer beside its images.
-fn replay_arrays(replay: &dyn Replay, pending: &[Entry]) -> NamedArrays {
+fn replay_arrays((replay, repeats): (&dyn Replay, &Repeats), pending: &[Entry]) -> NamedArrays {
     let mut columns = replay.state();
+    columns.extend(repeats.state());
     if replay.wants_sketches() {
         // An image without a sketch has zeros.
         let values = |entry: &Entry| match &entry.sketch {
@@ -165,8 +168,11 @@ pub(super) struct Buffer {
     pub(super) pending: Vec<Entry>,
 }
 
-/// Fills `replay` with what a checkpoint held.
-pub(super) fn restore_replay(replay: &mut dyn Replay, restored: Restored) -> Buffer {
+/// Fills the buffer with what a checkpoint held.
+pub(super) fn restore_replay(
+    (replay, repeats): (&mut dyn Replay, &mut Repeats),
+    restored: Restored,
+) -> Buffer {
     let Restored { checkpoint, mut entries, mut pending } = restored;
     let Checkpoint { manifest, arrays, .. } = checkpoint;
     let ours = arrays
@@ -181,6 +187,7 @@ pub(super) fn restore_replay(replay: &mut dyn Replay, restored: Restored) -> Buf
     }
     replay.restore(entries, manifest.replay_offered);
     replay.load_state(&state);
+    repeats.load_state(&state);
     Buffer { manifest, pending }
 }
 
@@ -230,11 +237,14 @@ mod tests {
             let (held, pending): (Vec<Entry>, Vec<Entry>) =
                 ((0..20).map(entry).collect(), (20..23).map(entry).collect());
             held.into_iter().for_each(|entry| buffer.offer(entry));
-            let arrays = replay_arrays(&*buffer, &pending);
+            let mut repeats = Repeats::new(9, 3);
+            assert!(!repeats.is_repeat(u64::MAX / 3));
+            let arrays = replay_arrays((&*buffer, &repeats), &pending);
+            let mut restored_repeats = Repeats::new(9, 3);
             let bare = |entry: &Entry| Entry { sketch: None, ..entry.clone() };
             let manifest = Manifest { replay_offered: 20, ..Manifest::default() };
             let found = restore_replay(
-                &mut *restored,
+                (&mut *restored, &mut restored_repeats),
                 Restored {
                     checkpoint: Checkpoint { id: String::new(), manifest, arrays },
                     entries: buffer.entries().iter().map(bare).collect(),
@@ -244,6 +254,7 @@ mod tests {
             assert_eq!(found.pending, pending, "{policy:?}");
             assert_eq!(restored.entries(), buffer.entries());
             assert_eq!(restored.state(), buffer.state());
+            assert_eq!(restored_repeats.state(), repeats.state());
         }
     }
 

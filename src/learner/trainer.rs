@@ -8,6 +8,7 @@ use super::target::TargetPass;
 use super::views::{Arrangement, Pass};
 use crate::augment::ViewGroup;
 use crate::encoder::{NamedArrays, Plan};
+use crate::objective::parts::negatives::NegativeWeights;
 use crate::objective::parts::rows::normalise;
 use crate::objective::{self, Objective, SeenBy};
 use candle_core::{Device, Result, Tensor, Var};
@@ -142,11 +143,16 @@ impl Trainer {
     }
 
     /// Takes one step on `views`, flat `[V * N, H, W, C]`, of the images that `ids` name: those of
-    /// [`Trainer::view_groups`], group after group.
+    /// [`Trainer::view_groups`], group after group; `negatives` are their weights for each other.
     ///
     /// # Errors
     /// Views of another length, or whatever the device reports.
-    pub fn step(&mut self, views: Vec<f32>, ids: &[u64]) -> Result<StepReport> {
+    pub fn step(
+        &mut self,
+        views: Vec<f32>,
+        ids: &[u64],
+        negatives: Option<&NegativeWeights>,
+    ) -> Result<StepReport> {
         let began = Instant::now();
         let n_images = ids.len();
         self.views.check(&views, n_images)?;
@@ -161,7 +167,8 @@ impl Trainer {
         let leaves = self.forward(&passes, views, n_images)?;
         self.remember(&passes, &leaves, n_images)?;
         let features = self.views.split(&passes, &leaves, n_images)?;
-        let batch = objective::Batch { features: &features, targets: &targets, n_images, ids };
+        let (features, targets) = (&features[..], &targets[..]);
+        let batch = objective::Batch { features, targets, n_images, ids, negatives };
         let loss = self.objective.loss(&batch)?;
         let rate = self.schedule.rate(self.progress);
         self.descend(&loss, &leaves, rate)?;
@@ -392,13 +399,13 @@ mod tests {
             let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
             let mut straight = trainer(&config, 0.06);
             for step in 0..3 {
-                straight.step(views(&straight, step, &ids), &ids).unwrap();
+                straight.step(views(&straight, step, &ids), &ids, None).unwrap();
             }
             let mut resumed = trainer(&config, 0.06);
             resumed.restore(&straight.to_arrays().unwrap(), straight.progress()).unwrap();
             for step in 3..5 {
-                straight.step(views(&straight, step, &ids), &ids).unwrap();
-                resumed.step(views(&resumed, step, &ids), &ids).unwrap();
+                straight.step(views(&straight, step, &ids), &ids, None).unwrap();
+                resumed.step(views(&resumed, step, &ids), &ids, None).unwrap();
             }
             assert_eq!(straight.to_arrays().unwrap(), resumed.to_arrays().unwrap(), "{config:?}");
             assert_eq!(straight.progress().steps, resumed.progress().steps);
@@ -414,7 +421,7 @@ mod tests {
         let mut trainer = trainer(config, 0.03);
         for step in 0..STEPS {
             let ids: Vec<u64> = (0..N_IMAGES as u64).map(|i| i + 8 * (step as u64 % 4)).collect();
-            let report = trainer.step(views(&trainer, step, &ids), &ids).unwrap();
+            let report = trainer.step(views(&trainer, step, &ids), &ids, None).unwrap();
             assert!(report.loss.is_finite(), "{config:?}");
         }
         let spread = spread_of_images(&mut trainer);
@@ -457,7 +464,7 @@ mod tests {
             weights.flat_map(|(_, array)| array.values).collect()
         };
         let before = weights(&trainer);
-        trainer.step(views(&trainer, 0, &ids), &ids).unwrap();
+        trainer.step(views(&trainer, 0, &ids), &ids, None).unwrap();
         let after = weights(&trainer);
         before.iter().zip(&after).map(|(a, b)| f64::from(b - a)).collect()
     }
@@ -491,7 +498,7 @@ mod tests {
         let name = "conv1.weight";
         let mut expected: Vec<f32> = vec![];
         for step in 0..20 {
-            trainer.step(views(&trainer, step, &ids), &ids).unwrap();
+            trainer.step(views(&trainer, step, &ids), &ids, None).unwrap();
             let weights = &trainer.to_arrays().unwrap()[&format!("encoder.{name}")].values;
             let kept = (step as f32 / (step as f32 + 9.0)).min(0.9);
             if step == 0 {
@@ -510,13 +517,13 @@ mod tests {
         let mut trainer = trainer(&objective::Config::default(), 0.06);
         let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
         let views = views(&trainer, 0, &ids);
-        trainer.step(views.clone(), &ids).unwrap();
+        trainer.step(views.clone(), &ids, None).unwrap();
         assert!(trainer.features().is_empty());
         trainer.remember_features();
         let mut same = self::trainer(&objective::Config::default(), 0.06);
         same.restore(&trainer.to_arrays().unwrap(), trainer.progress()).unwrap();
         let rows = same.encoder.forward(views.clone(), SIDE_PX).unwrap().to_vec2::<f32>().unwrap();
-        trainer.step(views, &ids).unwrap();
+        trainer.step(views, &ids, None).unwrap();
         let dim = trainer.plan.feature_dim;
         assert_eq!(trainer.features().len(), N_IMAGES * dim);
         let unit = |row: &[f32], at: usize| row[at] / row.iter().map(|v| v * v).sum::<f32>().sqrt();
@@ -533,7 +540,7 @@ mod tests {
         let mut trainer = trainer(&objective::Config::default(), 0.06);
         let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
         let rate =
-            |trainer: &mut Trainer| trainer.step(views(trainer, 0, &ids), &ids).unwrap().rate;
+            |trainer: &mut Trainer| trainer.step(views(trainer, 0, &ids), &ids, None).unwrap().rate;
         let first = rate(&mut trainer);
         assert!(rate(&mut trainer) > first);
         trainer.restart_schedule();

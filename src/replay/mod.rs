@@ -14,6 +14,7 @@ mod fifo;
 mod held;
 mod min_red;
 mod none;
+pub mod repeats;
 mod reservoir;
 pub mod sketch;
 
@@ -38,11 +39,19 @@ pub struct Config {
     pub max_bytes: usize,
     /// Kinds of look that `centroid` tells apart.
     pub centroids: usize,
+    /// An image is not kept where it is a near-duplicate of one of so many that were kept last; 0
+    /// keeps all.
+    pub duplicate_window: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { policy: Policy::default(), max_bytes: 256 * 1024 * 1024, centroids: 64 }
+        Self {
+            policy: Policy::default(),
+            max_bytes: 256 * 1024 * 1024,
+            centroids: 64,
+            duplicate_window: 0,
+        }
     }
 }
 
@@ -76,7 +85,9 @@ impl Config {
     /// The first value that is not allowed, by key.
     pub fn validate(&self) -> Result<(), Invalid> {
         within("replay.max_bytes", self.max_bytes, 1_000_000.., "at least 1000000")?;
-        within("replay.centroids", self.centroids, 1..=4096, "from 1 to 4096")
+        within("replay.centroids", self.centroids, 1..=4096, "from 1 to 4096")?;
+        let key = "replay.duplicate_window";
+        within(key, self.duplicate_window, 0..=100_000, "from 0 to 100000")
     }
 
     /// An empty buffer.
@@ -209,7 +220,7 @@ mod tests {
     }
 
     fn small(policy: Policy) -> Box<dyn Replay> {
-        Config { policy, max_bytes: 5000, centroids: 3 }.build(5)
+        Config { policy, max_bytes: 5000, centroids: 3, duplicate_window: 0 }.build(5)
     }
 
     proptest! {
