@@ -247,6 +247,7 @@ fn open_trainer(config: &Config) -> Result<Trainer> {
         optimizer: &config.learner.optimizer,
         schedule: &config.learner.schedule.for_batch(config.batch.images),
         average_momentum: config.snapshot.average_momentum,
+        alignment: &config.learner.alignment,
         seed: config.run.seed,
         device: &device,
         init: init.transpose()?.as_ref(),

@@ -214,7 +214,7 @@ impl<'a> Run<'a> {
         let features = gradients.get(&leaf).context("no gradient reaches the features")?;
         let rate = self.schedule.rate(self.progress);
         self.encoder.backward(std::slice::from_ref(features))?;
-        let head = (&self.head, gradients);
+        let head = (&[&self.head][..], gradients);
         backbone::step_together(&mut *self.encoder, &mut self.optimizer, head, rate)?;
         Ok(loss.to_scalar::<f32>()?)
     }

@@ -1,5 +1,6 @@
 //! The learner: the one thread that changes weights, and the authority on what is done.
 
+pub mod alignment;
 mod arrivals;
 pub(crate) mod backbone;
 pub mod beginning;
@@ -58,6 +59,8 @@ pub struct Config {
     /// What becomes of near-duplicates of an image among its negatives, in the objectives that have
     /// negatives of the same batch: `keep`, `mask`, or their weight.
     pub near_duplicates: NearDuplicates,
+    /// Alignment with a past encoder.
+    pub alignment: alignment::Config,
 }
 
 /// How much near-duplicates count as negatives of each other.
@@ -105,6 +108,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), Invalid> {
         self.optimizer.validate()?;
         self.schedule.validate()?;
+        self.alignment.validate()?;
         let weight = self.near_duplicates.weight();
         within("learner.near_duplicates", weight, 0.0..=1.0, NEAR_DUPLICATES)
     }

@@ -1,5 +1,6 @@
 //! One training step: views to new weights.
 
+use super::alignment::{self, Alignment};
 use super::backbone::{self, Backbone, Shadow};
 use super::optimizer::{self, Optimizer};
 use super::schedule::{self, Progress};
@@ -14,8 +15,9 @@ use crate::objective::{self, Objective, SeenBy};
 use candle_core::{Device, Result, Tensor, Var};
 use std::time::{Duration, Instant};
 
-/// Prefix of names in checkpoints.
+/// Prefixes of names in checkpoints.
 const HEADS: &str = "heads.";
+const ALIGNMENT: &str = "alignment.";
 
 /// What a trainer is made from.
 #[derive(Clone, Debug)]
@@ -32,6 +34,8 @@ pub struct Recipe<'a> {
     pub schedule: &'a schedule::Config,
     /// Momentum of the moving average that is served; 0 serves the encoder itself.
     pub average_momentum: f64,
+    /// How it is held to its past.
+    pub alignment: &'a alignment::Config,
     /// The run's seed.
     pub seed: u64,
     /// Where it computes.
@@ -45,7 +49,8 @@ pub struct Trainer {
     plan: Plan,
     encoder: Box<dyn Backbone>,
     objective: Box<dyn Objective>,
-    /// Of the heads.
+    alignment: Option<Alignment>,
+    /// Of the heads, and of the predictor of the past.
     optimizer: Optimizer,
     schedule: schedule::Config,
     progress: Progress,
@@ -78,8 +83,13 @@ impl Trainer {
         let objective = recipe.objective.build(plan.feature_dim, seed, device)?;
         let served = Served::new(recipe.average_momentum);
         let target = objective.target(0.0).map(|_| Shadow::Target);
-        let shadows: Vec<Shadow> =
-            target.into_iter().chain(served.as_ref().map(|_| Shadow::Served)).collect();
+        let (config, place) = (recipe.alignment, (seed, device));
+        let alignment = Alignment::new(config, plan.feature_dim, place, recipe.init.is_some())?;
+        let served_shadow = served.as_ref().map(|_| Shadow::Served);
+        let past = alignment.as_ref().map(|_| Shadow::Past);
+        let shadows: Vec<Shadow> = target.into_iter().chain(past).chain(served_shadow).collect();
+        let mut heads = vec![(HEADS, objective.heads())];
+        heads.extend(alignment.iter().map(|alignment| (ALIGNMENT, alignment.predictor())));
         let optimizer = recipe.optimizer;
         let init = recipe.init;
         let spec = backbone::Spec { plan, optimizer, shadows: &shadows, seed, init };
@@ -87,7 +97,8 @@ impl Trainer {
             plan: plan.clone(),
             encoder: backbone::open(&spec, device)?,
             views: Arrangement::new(objective.views(), side_px),
-            optimizer: Optimizer::new(recipe.optimizer, &[(HEADS, objective.heads())])?,
+            optimizer: Optimizer::new(recipe.optimizer, &heads)?,
+            alignment,
             objective,
             schedule: recipe.schedule.clone(),
             progress: Progress::default(),
@@ -164,6 +175,7 @@ impl Trainer {
         };
         let passes = self.views.passes(SeenBy::encoder);
         let measured = self.batch_to_measure(&passes, &views, n_images);
+        let past = self.past_features(&passes, &views, n_images)?;
         let leaves = self.forward(&passes, views, n_images)?;
         self.remember(&passes, &leaves, n_images)?;
         let features = self.views.split(&passes, &leaves, n_images)?;
@@ -171,7 +183,8 @@ impl Trainer {
         let batch = objective::Batch { features, targets, n_images, ids, negatives };
         let loss = self.objective.loss(&batch)?;
         let rate = self.schedule.rate(self.progress);
-        self.descend(&loss, &leaves, rate)?;
+        let aligned = self.aligned(&loss, (&passes, &leaves), past.as_ref())?;
+        self.descend(&aligned, &leaves, rate)?;
         self.objective.after_step(&batch, done)?;
         if let Some(target) = target {
             self.encoder.follow(Shadow::Target, target.momentum)?;
@@ -183,6 +196,9 @@ impl Trainer {
         let took = began.elapsed();
         self.progress.steps += 1;
         self.progress.trained += took;
+        if self.alignment.as_ref().is_some_and(|a| a.is_refreshed(self.progress.steps)) {
+            self.encoder.follow(Shadow::Past, 0.0)?;
+        }
         Ok(StepReport { loss, rate, took })
     }
 
@@ -224,8 +240,39 @@ impl Trainer {
         });
         let of_features = of_features.collect::<Result<Vec<_>>>()?;
         self.encoder.backward(&of_features)?;
-        let heads = (self.objective.heads(), gradients);
+        let mut heads = vec![self.objective.heads()];
+        heads.extend(self.alignment.iter().map(Alignment::predictor));
+        let heads = (&heads[..], gradients);
         backbone::step_together(&mut *self.encoder, &mut self.optimizer, heads, rate)
+    }
+
+    /// What the past made of the views of the largest side, `[V * N, D]`, where there is a past.
+    fn past_features(
+        &mut self,
+        passes: &[Pass],
+        views: &[f32],
+        n_images: usize,
+    ) -> Result<Option<Tensor>> {
+        let steps = self.progress.steps;
+        let has_past = self.alignment.as_ref().is_some_and(|a| a.has_past(steps));
+        let largest = passes.iter().max_by_key(|pass| pass.side_px);
+        let Some(pass) = largest.filter(|_| has_past) else { return Ok(None) };
+        let seen = self.views.take(&mut views.to_vec(), pass, n_images);
+        self.encoder.forward_shadow(Shadow::Past, seen, pass.side_px).map(Some)
+    }
+
+    /// The `loss` with the distance to the past, where that is to be kept small.
+    fn aligned(
+        &self,
+        loss: &Tensor,
+        (passes, leaves): (&[Pass], &[Tensor]),
+        past: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let largest = passes.iter().zip(leaves).max_by_key(|(pass, _)| pass.side_px);
+        match (&self.alignment, largest) {
+            (Some(alignment), Some((_, leaf))) => loss + alignment.loss(leaf, past)?,
+            _ => Ok(loss.clone()),
+        }
     }
 
     /// The views of the largest side, where the served average is to be measured on them.
@@ -248,6 +295,9 @@ impl Trainer {
         let mut arrays = self.encoder.to_arrays()?;
         arrays.extend(self.objective.heads().to_arrays(HEADS)?);
         arrays.extend(self.objective.state()?);
+        if let Some(alignment) = &self.alignment {
+            arrays.extend(alignment.predictor().to_arrays(ALIGNMENT)?);
+        }
         arrays.extend(self.optimizer.to_arrays()?);
         arrays.extend(self.served.iter().flat_map(Served::to_arrays));
         Ok(arrays)
@@ -261,6 +311,9 @@ impl Trainer {
         self.encoder.load_arrays(arrays)?;
         self.objective.heads_mut().load_arrays(HEADS, arrays)?;
         self.objective.load_state(arrays)?;
+        if let Some(alignment) = &mut self.alignment {
+            alignment.predictor_mut().load_arrays(ALIGNMENT, arrays)?;
+        }
         self.optimizer.load_arrays(arrays)?;
         if let Some(served) = &mut self.served {
             served.load_arrays(arrays);
@@ -329,6 +382,7 @@ mod tests {
             optimizer: &toml::from_str(optimizer).unwrap(),
             schedule: &schedule,
             average_momentum: 0.9,
+            alignment: &alignment::Config { weight: 0.1, refresh_steps: 2, hidden: 16 },
             seed: 5,
             device: &under_test(),
             init: None,
@@ -457,7 +511,9 @@ mod tests {
         let weights = |trainer: &Trainer| -> Vec<f32> {
             let arrays = trainer.to_arrays().unwrap();
             let is_weight = |name: &str| {
-                let is_ours = name.starts_with("encoder.") || name.starts_with("heads.");
+                let is_ours = ["encoder.", "heads.", "alignment."]
+                    .iter()
+                    .any(|prefix| name.starts_with(prefix));
                 is_ours && !name.contains("running")
             };
             let weights = arrays.into_iter().filter(|(name, _)| is_weight(name));
@@ -533,6 +589,35 @@ mod tests {
                 assert!((found - mean).abs() < 1e-5);
             }
         }
+    }
+
+    /// Held to its past, an encoder leaves what that made of the images to be told.
+    #[test]
+    fn alignment_keeps_features_near_those_of_the_past() {
+        let moved = |weight: f64| {
+            let mut trainer = trainer(&objective::Config::default(), 0.03);
+            let config = alignment::Config { weight, refresh_steps: 1_000_000, hidden: 64 };
+            let place = (1, &under_test());
+            let dim = trainer.plan.feature_dim;
+            let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+            let images: Vec<f32> =
+                (0..8).flat_map(|image| view_of((image, SIDE_PX), 0, 0, 0)).collect();
+            let alignment = Alignment::new(&config, dim, place, true).unwrap().unwrap();
+            let groups = [(HEADS, trainer.objective.heads()), (ALIGNMENT, alignment.predictor())];
+            let sgd = optimizer::Config::default();
+            trainer.optimizer = Optimizer::new(&sgd, &groups).unwrap();
+            trainer.alignment = Some(alignment);
+            for step in 0..60 {
+                trainer.step(views(&trainer, step, &ids), &ids, None).unwrap();
+            }
+            let past = trainer.encoder.forward_shadow(Shadow::Past, images.clone(), SIDE_PX);
+            let now = trainer.encoder.forward(images, SIDE_PX).unwrap();
+            let alignment = trainer.alignment.as_ref().unwrap();
+            let distance = alignment.loss(&now, Some(&past.unwrap())).unwrap();
+            f64::from(distance.to_scalar::<f32>().unwrap()) / weight
+        };
+        let (free, held) = (moved(1e-6), moved(10.0));
+        assert!(held < 0.5 * free, "{held}, {free}");
     }
 
     #[test]

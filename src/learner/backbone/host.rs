@@ -149,7 +149,7 @@ impl Backbone for Host {
             let HostParams { specs, ranges, values, .. } = params;
             arrays.extend(match shadow {
                 Shadow::Served => params.to_arrays(shadow.prefix()),
-                Shadow::Target => named(shadow.prefix(), "", specs, ranges, values),
+                Shadow::Target | Shadow::Past => named(shadow.prefix(), "", specs, ranges, values),
             });
         }
         Ok(arrays)
@@ -165,7 +165,9 @@ impl Backbone for Host {
             let HostParams { specs, ranges, values, .. } = params;
             match shadow {
                 Shadow::Served => params.load_arrays(shadow.prefix(), arrays)?,
-                Shadow::Target => load_named(shadow.prefix(), specs, ranges, arrays, values)?,
+                Shadow::Target | Shadow::Past => {
+                    load_named(shadow.prefix(), specs, ranges, arrays, values)?
+                }
             }
         }
         self.optimizer.load_arrays(ENCODER, &self.params, arrays)

@@ -21,6 +21,8 @@ const ENCODER: &str = "encoder.";
 pub(crate) enum Shadow {
     /// The moving average that an objective compares with.
     Target,
+    /// The encoder of some time ago that the features are aligned with.
+    Past,
     /// The moving average that is served. It alone has running moments.
     Served,
 }
@@ -30,6 +32,7 @@ impl Shadow {
     fn prefix(self) -> &'static str {
         match self {
             Self::Target => "target.encoder.",
+            Self::Past => "past.encoder.",
             Self::Served => "served.encoder.",
         }
     }
@@ -119,16 +122,22 @@ pub(crate) fn open(spec: &Spec<'_>, device: &Device) -> Result<Box<dyn Backbone>
 pub(crate) fn step_together(
     encoder: &mut dyn Backbone,
     optimizer: &mut Optimizer,
-    (heads, mut gradients): (&Params, GradStore),
+    (heads, mut gradients): (&[&Params], GradStore),
     rate: f64,
 ) -> Result<()> {
-    let squares = || Ok(encoder.squared_norm()? + optimizer::squared_norm(heads, &gradients)?);
+    let squares = || {
+        let of_heads = heads.iter().map(|head| optimizer::squared_norm(head, &gradients));
+        Ok(encoder.squared_norm()? + of_heads.sum::<Result<f64>>()?)
+    };
     let scale = optimizer.gradient_scale(squares)?;
     if scale != 1.0 {
-        optimizer::scale(heads, &mut gradients, scale)?;
+        for head in heads {
+            optimizer::scale(head, &mut gradients, scale)?;
+        }
     }
     encoder.step(rate, scale)?;
-    optimizer.step(&[(heads, &gradients)], rate)
+    let groups: Vec<_> = heads.iter().map(|head| (*head, &gradients)).collect();
+    optimizer.step(&groups, rate)
 }
 
 #[cfg(test)]

@@ -129,7 +129,9 @@ impl Backbone for Tensors {
         for (shadow, params) in &self.shadows {
             arrays.extend(match shadow {
                 Shadow::Served => params.to_arrays(shadow.prefix())?,
-                Shadow::Target => without_moments(params).to_arrays(shadow.prefix())?,
+                Shadow::Target | Shadow::Past => {
+                    without_moments(params).to_arrays(shadow.prefix())?
+                }
             });
         }
         Ok(arrays)
@@ -145,7 +147,9 @@ impl Backbone for Tensors {
             match shadow {
                 Shadow::Served => params.load_arrays(shadow.prefix(), arrays)?,
                 // The same variables: what is loaded into them is the shadow's.
-                Shadow::Target => without_moments(params).load_arrays(shadow.prefix(), arrays)?,
+                Shadow::Target | Shadow::Past => {
+                    without_moments(params).load_arrays(shadow.prefix(), arrays)?
+                }
             }
         }
         self.optimizer.load_arrays(arrays)
