@@ -194,3 +194,55 @@ fn make_views(
         augmenter.view(pixels, view, &mut rng, slot);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::codecs::png::PngEncoder;
+    use image::{ExtendedColorType, ImageEncoder};
+    use std::sync::Arc;
+
+    fn origin(offset: i64) -> Origin {
+        Origin { topic: Arc::from("images"), partition: 0, offset }
+    }
+
+    /// Brighter to the right, or to the left.
+    fn ramp(rises: bool) -> Pixels {
+        let grey = |i: u8| if rises { 9 * (i % 16) } else { 200 - 9 * (i % 16) };
+        Pixels { width_px: 16, height_px: 16, rgb: (0..=255).flat_map(|i| [grey(i); 3]).collect() }
+    }
+
+    fn order() -> Order {
+        let fresh = Fresh {
+            origin: origin(1),
+            generation: 1,
+            bytes: Bytes::new(),
+            pixels: ramp(true),
+            timestamp_ms: None,
+        };
+        let mut png = Vec::new();
+        let encoder = PngEncoder::new(&mut png);
+        encoder.write_image(&ramp(false).rgb, 16, 16, ExtendedColorType::Rgb8).unwrap();
+        let replayed =
+            Entry { origin: origin(2), bytes: png.into(), stored_at: None, sketch: None };
+        Order { step: 3, fresh: vec![fresh], replayed: vec![replayed] }
+    }
+
+    #[test]
+    fn fresh_and_replayed_images_have_fingerprints_where_they_are_wanted() {
+        let spec = |fingerprints| ViewSpec {
+            seed: 1,
+            augment: augment::Config::default(),
+            preprocess: Preprocess::imagenet(8),
+            decode: decode::Config::default(),
+            groups: vec![ViewGroup::alike(2)],
+            fingerprints,
+        };
+        let wanted = assemble(&spec(true), order()).unwrap();
+        assert_eq!(wanted.fingerprints, [u64::MAX, 0]);
+        let unwanted = assemble(&spec(false), order()).unwrap();
+        assert!(unwanted.fingerprints.is_empty());
+        assert_eq!(wanted.views, unwanted.views);
+        assert_eq!(wanted.views.len(), 2 * 2 * 8 * 8 * 3);
+    }
+}

@@ -161,9 +161,10 @@ impl Learner {
     fn negatives(&self, fingerprints: &[u64]) -> Option<NegativeWeights> {
         let (weight, most) = (self.near_duplicates, self.views.decode.duplicate_bits);
         let are_alike = |i, j| difference(fingerprints[i], fingerprints[j]) <= most;
-        let is_asked = weight < 1.0;
-        let weights = is_asked.then(|| NegativeWeights::new(fingerprints.len(), weight, are_alike));
-        let weights = weights.flatten();
+        if weight >= 1.0 {
+            return None;
+        }
+        let weights = NegativeWeights::new(fingerprints.len(), weight, are_alike);
         let n_pairs = weights.as_ref().map_or(0, NegativeWeights::n_pairs);
         counter!("selfstream_near_duplicate_negatives_total").increment(n_pairs as u64);
         weights

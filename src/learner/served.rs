@@ -19,11 +19,11 @@ use super::backbone::{Backbone, Shadow};
 use crate::encoder::{Array, NamedArrays};
 use candle_core::Result;
 
-/// Updates from one measurement of the running moments to the next: a forward pass of one batch in
-/// so many is a fiftieth of the time of steps, at the least momentum of 2 it costs (a guess).
+/// Updates from one measurement of the running moments to the next. A forward pass is a third of a
+/// step, so that this is 2 % of the steps' time: reckoned, not measured.
 const MEASURE_EVERY: u64 = 16;
-/// Share of a running moment that a measurement replaces, once there were enough: about the last
-/// seven count, as many images as the sums of a batch norm need. A guess.
+/// Share of a running moment that a measurement replaces, once there were four: about the last seven
+/// count, those of a hundred steps. A guess.
 const MEASURED_SHARE: f64 = 0.25;
 /// The name of the number of updates in checkpoints.
 const UPDATES: &str = "served.updates";

@@ -86,7 +86,8 @@ impl NegativeWeights {
 pub fn weighted(logits: Tensor, negatives: Option<&NegativeWeights>) -> Result<Tensor> {
     let Some(negatives) = negatives else { return Ok(logits) };
     let (rows, columns) = logits.dims2()?;
-    logits + negatives.log_weights([rows, columns], logits.device())?
+    let added = negatives.log_weights([rows, columns], logits.device())?;
+    logits + added
 }
 
 #[cfg(test)]
