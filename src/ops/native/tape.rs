@@ -152,6 +152,14 @@ impl Tape {
             (&Op::Positions { input, bias }, State::Positions(positions)) => {
                 positions.forward(weight(bias), read(input), output);
             }
+            (&Op::Tokens { input, positions }, _) => {
+                let channels = self.sizes[input.0].channels;
+                tokens::add_token(weight(positions), channels, read(input), output);
+            }
+            (&Op::FirstPixel { input }, _) => {
+                let size = self.sizes[input.0];
+                tokens::first_pixel(read(input), size.pixels(), size.channels, output);
+            }
             (&Op::Gelu { input }, _) => tokens::gelu(read(input), output),
             (&Op::MaxPool { input }, _) => {
                 pool::maximum(&max_pool(self.sizes[input.0]), read(input), output);
@@ -300,6 +308,37 @@ mod tests {
         for (range, expected) in params.ranges.iter().zip(&expected[1..]) {
             assert!(distance(&gradient[range.clone()], expected) < 1e-3);
         }
+    }
+
+    #[test]
+    fn a_class_token_has_the_gradients_of_the_interpreter_and_wants_its_grid() {
+        let plan = "vit-tiny-patch5-grid3".parse::<Architecture>().unwrap().plan();
+        let mut params = HostParams::init(&plan, [1, 0]).unwrap();
+        // Positions of every size, so that each must stand where it belongs.
+        let positions = params.ranges[1].clone();
+        assert_eq!(plan.weights[1].name, "tokens.positions");
+        params.values[positions].copy_from_slice(&noise(3, 10 * 192));
+        let (images, pull) = (noise(1, 4 * 17 * 17 * 3), noise(2, 4 * plan.feature_dim));
+        let expected = oracle(&plan, &params, &images, 4, &pull);
+        for isa in Isa::available() {
+            let mut tape = Tape::on(isa, &plan, 4, 17).unwrap();
+            let mut gradient = vec![f32::NAN; params.values.len()];
+            for _ in 0..2 {
+                let features = tape.forward(&params, images.clone()).unwrap();
+                assert!(distance(features, &expected[0]) < 1e-4);
+                tape.backward(&params, &pull, &mut gradient).unwrap();
+            }
+            for ((spec, range), expected) in
+                plan.weights.iter().zip(&params.ranges).zip(&expected[1..])
+            {
+                let error = distance(&gradient[range.clone()], expected);
+                // The bias of the keys has no gradient but for rounding.
+                let is_key = spec.name.ends_with("qkv.bias");
+                assert!(error < if is_key { 3e-2 } else { 1e-2 }, "{}: {error}", spec.name);
+            }
+        }
+        let error = Tape::new(&plan, 4, 20).err().unwrap().to_string();
+        assert!(error.contains("[10, 192]") && error.contains("16 patches"), "{error}");
     }
 
     #[test]
