@@ -23,6 +23,28 @@ pub struct Config {
     pub working_side_px: u32,
     /// What transparent pixels are laid on, red, green, blue.
     pub background: [u8; 3],
+    /// What is enough for the views that will be made. A JPEG is reduced to no less while it is
+    /// decoded, or to no less than `working_side_px`; unset, to the latter alone. Not a key of
+    /// files: it follows from what views are wanted.
+    #[serde(skip)]
+    pub enough: Option<Enough>,
+}
+
+/// The least size of an image from which views lose nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Enough {
+    /// Its shorter side.
+    pub shorter_px: u32,
+    /// Its width times height.
+    pub pixels: u64,
+}
+
+impl Enough {
+    /// Whether an image of this size has it.
+    pub fn is_met(&self, width_px: u32, height_px: u32) -> bool {
+        width_px.min(height_px) >= self.shorter_px
+            && u64::from(width_px) * u64::from(height_px) >= self.pixels
+    }
 }
 
 impl Default for Config {
@@ -38,6 +60,7 @@ impl Default for Config {
             working_side_px: 512,
             // Transparent pictures (logos, clip art, cut-outs) are made to be seen on a page.
             background: [255; 3],
+            enough: None,
         }
     }
 }
