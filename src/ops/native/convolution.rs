@@ -57,6 +57,11 @@ impl Convolution {
         Self { isa, shape, route, transposed, zeros: vec![0.0; outputs.max(taps * channels)] }
     }
 
+    /// Whether the gradient of the images may be asked for.
+    pub(super) fn wants_images(&self) -> bool {
+        self.transposed.is_some()
+    }
+
     /// Room for its packed weight.
     pub(super) fn packed(&self) -> Packed {
         let columns::Shape { channels, outputs, geometry, .. } = self.shape;
