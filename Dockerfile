@@ -13,7 +13,7 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
     && touch src/lib.rs \
-    && echo 'fn main() {}' | tee src/main.rs benches/bench.rs >benches/rounds.rs \
+    && echo 'fn main() {}' | tee src/main.rs benches/bench.rs benches/roofline.rs >benches/rounds.rs \
     && cargo build --release --locked \
     && cargo clean --release --package selfstream
 COPY config config
