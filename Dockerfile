@@ -4,16 +4,16 @@ ARG RUST_IMAGE=rust:1.95-slim-bookworm
 ARG RUNTIME_IMAGE=debian:bookworm-slim
 
 FROM ${RUST_IMAGE} AS build
-# What rdkafka's own librdkafka is built with, beside the image's C compiler.
+# What librdkafka and libjpeg-turbo are built with, beside the image's C compiler.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ libssl-dev make pkg-config zlib1g-dev \
+    && apt-get install -y --no-install-recommends cmake g++ libssl-dev make nasm pkg-config zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 # First the dependencies, against an empty crate: this layer stays until the manifest changes.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
     && touch src/lib.rs \
-    && echo 'fn main() {}' | tee src/main.rs benches/bench.rs >benches/rounds.rs \
+    && echo 'fn main() {}' | tee src/main.rs benches/bench.rs benches/roofline.rs >benches/rounds.rs \
     && cargo build --release --locked \
     && cargo clean --release --package selfstream
 COPY config config

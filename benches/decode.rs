@@ -26,7 +26,7 @@ fn bench(bencher: Bencher<'_, '_>, bytes: &[u8]) {
 }
 
 /// Sizes: CIFAR's, PACS's, ImageNet's average (shorter than the working side), and one that is
-/// shrunk.
+/// reduced and shrunk.
 #[divan::bench(args = [(32, 32), (128, 128), (500, 375), (2000, 1500)])]
 fn jpeg(bencher: Bencher<'_, '_>, (width_px, height_px): (u32, u32)) {
     let mut bytes = Vec::new();

@@ -1,9 +1,11 @@
-//! Our side of `scripts/bench-vs-pytorch`: reads lines `WORK SUBJECT NUMBER THREADS` from stdin, does
-//! that work once, and answers with the milliseconds it took. The subject of `train` (forward,
-//! backward and an SGD step) and `embed` (what the server does) is an encoder, the number counts
-//! images of 32 px. The subject of `views` and `decode-views` is a JPEG file, of which two views are
-//! made, and made and decoded, 20 times; the number is their side. `memory` answers with the KiB by
-//! which the process grows, at most, in training steps.
+//! Our side of `scripts/bench-vs-pytorch`: reads lines `WORK SUBJECT NUMBER THREADS` from stdin,
+//! does that work once, and answers with the milliseconds it took. A fifth word is the precision,
+//! `f32` or `bf16`; what is not available in it is answered with words instead of a number.
+//!
+//! The subject of `train` (forward, backward and an SGD step) and `embed` (what the server does) is
+//! an encoder, the number counts images of 32 px. The subject of `views` and `decode-views` is a JPEG
+//! file, of which two views are made, and made and decoded, 20 times; the number is their side.
+//! `memory` answers with the KiB by which the process grows, at most, in training steps.
 
 use selfstream::augment::{self, Augmenter, Preprocess, ViewGroup, view_rng};
 use selfstream::decode;
@@ -97,40 +99,56 @@ fn views(path: &str, side_px: usize, is_decoded_anew: bool) -> Round {
     })
 }
 
+/// Training steps in bf16: where they are built in, this is the place to make one.
+fn train_in_bf16(_: Architecture, _: usize) -> Option<Round> {
+    None
+}
+
+/// The round that `line` asks for, in the pool of its threads; `None` if it is not available.
+fn prepare(line: &str) -> Option<(rayon::ThreadPool, Round)> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [work, subject, number, threads, ref precision @ ..] = words[..] else {
+        panic!("expected WORK SUBJECT NUMBER THREADS [PRECISION], not {line:?}")
+    };
+    let number = number.parse().expect("a number of images or a side");
+    let threads = threads.parse().expect("a number of threads");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let architecture = || subject.parse().expect("an encoder's name");
+    let round = match (work, precision) {
+        ("train", ["bf16"]) => train_in_bf16(architecture(), number)?,
+        (_, ["bf16"]) => return None,
+        ("train", _) => train(architecture(), params(architecture()), number),
+        ("embed", _) => embed(architecture(), number),
+        ("views", _) => views(subject, number, false),
+        ("decode-views", _) => views(subject, number, true),
+        (other, _) => panic!("unknown work {other:?}"),
+    };
+    Some((pool.expect("a pool starts"), round))
+}
+
+/// What the script reads of a line.
+fn answer(line: &str, rounds: &mut HashMap<String, Option<(rayon::ThreadPool, Round)>>) -> String {
+    if let Some(of) = line.strip_prefix("memory ") {
+        let words: Vec<&str> = of.split_whitespace().collect();
+        let architecture = words[0].parse().expect("an encoder's name");
+        return memory_kib(architecture, words[1].parse().expect("a number of images")).to_string();
+    }
+    match rounds.entry(line.to_owned()).or_insert_with(|| prepare(line)) {
+        Some((pool, round)) => {
+            let began = Instant::now();
+            pool.install(&mut **round);
+            (began.elapsed().as_secs_f64() * 1e3).to_string()
+        }
+        None => "not available".to_owned(),
+    }
+}
+
 #[expect(clippy::print_stdout, reason = "stdout is the way back to the script")]
 fn main() {
     // `cargo test --benches` asks with an argument of its own, and has no line for us.
-    let mut rounds: HashMap<String, (rayon::ThreadPool, Round)> = HashMap::new();
+    let mut rounds = HashMap::new();
     for line in std::io::stdin().lock().lines() {
-        let line = line.expect("stdin is text");
-        if let Some(of) = line.strip_prefix("memory ") {
-            let words: Vec<&str> = of.split_whitespace().collect();
-            let architecture = words[0].parse().expect("an encoder's name");
-            println!("{}", memory_kib(architecture, words[1].parse().expect("a number of images")));
-            std::io::stdout().flush().expect("the script listens");
-            continue;
-        }
-        let (pool, round) = rounds.entry(line.clone()).or_insert_with(|| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let [work, subject, number, threads] = words[..] else {
-                panic!("expected WORK SUBJECT NUMBER THREADS, not {line:?}")
-            };
-            let number = number.parse().expect("a number of images or a side");
-            let threads = threads.parse().expect("a number of threads");
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            let architecture = || subject.parse().expect("an encoder's name");
-            let round = match work {
-                "train" => train(architecture(), params(architecture()), number),
-                "embed" => embed(architecture(), number),
-                "views" => views(subject, number, false),
-                "decode-views" => views(subject, number, true),
-                other => panic!("unknown work {other:?}"),
-            };
-            (pool.expect("a pool starts"), round)
-        });
-        let began = Instant::now();
-        pool.install(&mut *round);
-        println!("{}", began.elapsed().as_secs_f64() * 1e3);
+        println!("{}", answer(&line.expect("stdin is text"), &mut rounds));
         std::io::stdout().flush().expect("the script listens");
     }
 }

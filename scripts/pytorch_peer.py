@@ -1,131 +1,66 @@
 """PyTorch's side of bench-vs-pytorch, and the loop that runs both sides round about.
 
-Both do the same work: `train` is forward, backward and an SGD step with momentum of the encoder in
-f32 on random images of 32 px; `embed` is the forward pass in evaluation mode; `views` makes two views
-of an image of that side by SimCLR's augmentation, `decode-views` decodes a JPEG of 500 x 375 for them.
-PyTorch runs in each of its modes that applies (memory layout, traced and frozen for embedding), and its
-fastest median counts; views are torchvision's, of uint8 tensors.
+Both do the same work: `train` is forward, backward and an SGD step with momentum of the encoder on
+random images of 32 px, in f32 or (`--precision`) in bf16 with f32 sums; `embed` is the forward pass in
+evaluation mode; `views` makes two views of an image of that side by SimCLR's augmentation,
+`decode-views` decodes a JPEG of 500 x 375 for them. PyTorch runs in each of its modes that applies
+(memory layout, autocast for bf16, traced and frozen for embedding, torch.compile), and its fastest median
+counts; views are torchvision's, of uint8 tensors. Both sides are pinned to the same cores.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
+import os
 import statistics
 import subprocess
 import tempfile
 import time
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms import v2
 
-SIDE_PX = 32
-WIDTHS = {"slim-resnet": [32, 64, 128, 256], "resnet18": [64, 128, 256, 512]}
-WORKS = [("train", "slim-resnet", 128), ("train", "resnet18", 128), ("train", "vit-tiny-patch4", 128),
-         ("embed", "slim-resnet", 1), ("embed", "slim-resnet", 64), ("embed", "resnet18", 1),
-         ("embed", "resnet18", 64), ("embed", "vit-tiny-patch4", 1), ("embed", "vit-tiny-patch4", 64)]
+from pytorch_models import SIDE_PX, build
+
+ENCODERS = ["slim-resnet", "resnet18", "vit-tiny-patch4"]
+TRAINING = [("train", encoder, 128) for encoder in ENCODERS]
+EMBEDDING = [("embed", encoder, n_images) for encoder in ENCODERS for n_images in (1, 64)]
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
-class Block(nn.Module):
-    """A basic block of a residual network."""
-
-    def __init__(self, channels, width, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.shortcut = nn.Identity()
-        if stride != 1 or channels != width:
-            convolution = nn.Conv2d(channels, width, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(width))
-
-    def forward(self, x):
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
+def autocast(precision):
+    """Where matrix products and convolutions are computed in bf16, if that is the precision."""
+    bf16 = torch.autocast("cpu", dtype=torch.bfloat16)
+    return bf16 if precision == "bf16" else contextlib.nullcontext()
 
 
-class TransformerBlock(nn.Module):
-    """Attention, then a perceptron, each of the normalised input and added to it."""
-
-    def __init__(self, width, heads):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
-        self.joined, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.heads = heads
-
-    def forward(self, x):
-        images, tokens, width = x.shape
-        joined = self.joined(self.norm1(x)).view(images, tokens, 3, self.heads, width // self.heads)
-        queries, keys, values = joined.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
-        x = x + self.output(mixed.transpose(1, 2).reshape(images, tokens, width))
-        return x + self.mlp(self.norm2(x))
-
-
-class Transformer(nn.Module):
-    """ViT-Tiny over patches of 4 px, its features the mean over them."""
-
-    WIDTH, DEPTH, HEADS, PATCH_PX = 192, 12, 3, 4
-
-    def __init__(self):
-        super().__init__()
-        self.patches = nn.Conv2d(3, self.WIDTH, self.PATCH_PX, self.PATCH_PX)
-        positions = torch.randn(1, (SIDE_PX // self.PATCH_PX) ** 2, self.WIDTH)
-        self.register_buffer("positions", positions)
-        blocks = (TransformerBlock(self.WIDTH, self.HEADS) for _ in range(self.DEPTH))
-        self.blocks = nn.Sequential(*blocks, nn.LayerNorm(self.WIDTH, 1e-6))
-
-    def forward(self, x):
-        patches = self.patches(x).flatten(2).transpose(1, 2)
-        return self.blocks(patches + self.positions).mean(1)
-
-
-class Encoder(nn.Module):
-    """ResNet-18's shape with a stem for small images."""
-
-    def __init__(self, widths):
-        super().__init__()
-        layers = [nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]),
-                  nn.ReLU(inplace=True)]
-        channels = widths[0]
-        for stage, width in enumerate(widths):
-            for block in range(2):
-                layers.append(Block(channels, width, 2 if stage and not block else 1))
-                channels = width
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x):
-        return self.layers(x).mean((2, 3))
-
-
-def build(encoder):
-    return Transformer() if encoder not in WIDTHS else Encoder(WIDTHS[encoder])
-
-
-def training(encoder, n_images, layout):
+def training(encoder, n_images, layout, precision="f32", is_compiled=False):
     encoder = build(encoder).to(memory_format=layout)
     optimizer = torch.optim.SGD(encoder.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
     images = torch.randn(n_images, 3, SIDE_PX, SIDE_PX).contiguous(memory_format=layout)
-    with torch.no_grad():
+    with torch.no_grad(), autocast(precision):
         pull = torch.randn_like(encoder(images))
+    forward = torch.compile(encoder, dynamic=False) if is_compiled else encoder
 
     def work():
         optimizer.zero_grad()
-        encoder(images).backward(pull)
+        with autocast(precision):
+            features = forward(images)
+        features.backward(pull)
         optimizer.step()
     return work
 
 
-def embedding(encoder, n_images, layout, frozen):
+def embedding(encoder, n_images, layout, how):
     encoder = build(encoder).to(memory_format=layout).eval()
     images = torch.randn(n_images, 3, SIDE_PX, SIDE_PX).contiguous(memory_format=layout)
-    if frozen:  # folds the norms into the convolutions, as we do
+    if how == "frozen":  # folds the norms into the convolutions, as we do
         with torch.no_grad():
             encoder = torch.jit.optimize_for_inference(torch.jit.trace(encoder, images))
+    elif how == "compiled":
+        encoder = torch.compile(encoder, dynamic=False)
 
     def work():
         with torch.inference_mode():
@@ -133,13 +68,35 @@ def embedding(encoder, n_images, layout, frozen):
     return work
 
 
-def peers(work, encoder, n_images):
-    """PyTorch's modes for one kind of work, by name."""
-    layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+def peers(work, encoder, n_images, precision):
+    """PyTorch's modes for one kind of work, by name, each yet to be made."""
     if work == "train":
-        return {name: training(encoder, n_images, layout) for name, layout in layouts.items()}
-    return {f"{name}{', frozen' * frozen}": embedding(encoder, n_images, layout, frozen)
-            for name, layout in layouts.items() for frozen in (False, True)}
+        bf16 = ", autocast" * (precision == "bf16")
+        return {f"{name}{', compiled' * compiled}{bf16}": (training, encoder, n_images, layout, precision, compiled)
+                for name, layout in LAYOUTS.items() for compiled in (False, True)}
+    return {f"{name}{', ' * bool(how)}{how}": (embedding, encoder, n_images, layout, how)
+            for name, layout in LAYOUTS.items() for how in ("", "frozen", "compiled")}
+
+
+def made(modes, lacks):
+    """The works of `modes` that run; what does not is said once, and noted in `lacks`."""
+    works = {}
+    torch.compiler.reset()  # all encoders of a class count against one limit of compilations
+    for name, (make, *arguments) in modes.items():
+        is_compiled = "compiled" in name
+        if is_compiled and "torch.compile" in lacks:
+            continue
+        try:
+            works[name] = make(*arguments)
+            if is_compiled:  # compiles, outside the rounds
+                works[name]()
+        except Exception as error:  # whatever the compiler's tool chain raises
+            if not is_compiled:
+                raise
+            works.pop(name, None)
+            lacks["torch.compile"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            print(f"torch.compile cannot be used: {lacks['torch.compile']}", flush=True)
+    return works
 
 
 VIEW_PAIRS = 20
@@ -193,12 +150,50 @@ def memory_kib(encoder, n_images):
 def compare_memory(executable, encoder, n_images):
     """Each side in a process of its own; the row of the table."""
     ours = subprocess.run([executable], input=f"memory {encoder} {n_images}\n", text=True,
-                          capture_output=True, check=True)
+                          capture_output=True, check=True, env=our_environment())
+    # An allocator that is tuned to keep memory would count against PyTorch here.
+    tuned = {name: os.environ.pop(name) for name in ("LD_PRELOAD", "MALLOC_CONF") if name in os.environ}
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         peer = pool.apply(memory_kib, (encoder, n_images)) / 1024
+    os.environ.update(tuned)
     mine = float(ours.stdout) / 1024
     return {"work": f"memory of train {encoder}, {n_images} images", "threads": 1, "ours": mine,
             "peer": peer, "unit": "MiB", "ratio": peer / mine, "mode": "channels_last"}
+
+
+class Ours:
+    """Our executable on some cores, which does a line of work at a time."""
+
+    def __init__(self, executable, cores):
+        everywhere = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores)
+        self.process = subprocess.Popen([executable], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True, env=our_environment())
+        os.sched_setaffinity(0, everywhere)
+
+    def round(self, line):
+        """Milliseconds, or None if this work is not available."""
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        return None if answer.startswith("not available") else float(answer)
+
+    def end(self):
+        self.process.stdin.close()
+        if self.process.wait() != 0:
+            raise SystemExit("our side failed")
+
+
+def our_environment():
+    """Without the allocator that is tuned for PyTorch: we bring our own."""
+    return {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "MALLOC_CONF")}
+
+
+def pin(cores):
+    """Keeps every thread of this process on `cores`."""
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread), cores)
 
 
 def milliseconds(work):
@@ -207,46 +202,81 @@ def milliseconds(work):
     return (time.perf_counter() - began) * 1e3
 
 
-def compare(ours, line, modes, rounds):
-    """Rounds of our `line` and of every mode in turn, after one that warms up; the medians."""
-    def our_round():
-        ours.stdin.write(line + "\n")
-        ours.stdin.flush()
-        return float(ours.stdout.readline())
-    times = {"ours": [], **{name: [] for name in modes}}
+def compare(ours, line, works, rounds):
+    """Rounds of our `line` and of all `works` in turn, after one that warms up; the medians, or None
+    if our side has no such work."""
+    times = {"ours": [], **{name: [] for name in works}}
     for _ in range(rounds + 1):
-        times["ours"].append(our_round())
-        for name, mode in modes.items():
-            times[name].append(milliseconds(mode))
+        mine = ours.round(line)
+        if mine is None:
+            return None
+        times["ours"].append(mine)
+        for name, work in works.items():
+            times[name].append(milliseconds(work))
     medians = {name: statistics.median(all_[1:]) for name, all_ in times.items()}
-    mode = min(modes, key=medians.get)
+    mode = min(works, key=medians.get)
     mine, peer = medians["ours"], medians[mode]
     return {"ours": mine, "peer": peer, "unit": "ms", "ratio": peer / mine, "mode": mode,
-            "rounds": rounds}
+            "rounds": rounds, "modes": {name: medians[name] for name in works}}
 
 
-def rows(executable, ours, quick):
-    """The rows of the table, as they are measured."""
-    few = 3 if quick else 7
-    for work, encoder, n_images in WORKS:
-        for threads in (1, 2):
+def encoder_rows(ours, arguments, lacks):
+    """Rows of training and embedding: `ours` by the number of its cores."""
+    few = 3 if arguments.quick else 7
+    precisions = ["f32", "bf16"] if arguments.precision == "both" else [arguments.precision]
+    works = [(*work, precision) for precision in precisions for work in TRAINING]
+    works += [(*work, "f32") for work in EMBEDDING if "f32" in precisions]
+    for work, encoder, n_images, precision in works:
+        for threads in ours:
             torch.set_num_threads(threads)
+            name = f"{work} {encoder}{' bf16' * (precision == 'bf16')}, {n_images} images"
+            line = f"{work} {encoder} {n_images} {threads}{' bf16' * (precision == 'bf16')}"
+            if ours[threads].round(line) is None:
+                print(f"{name}: not available on our side", flush=True)
+                break
+            pin(cores_of(threads))
+            modes = made(peers(work, encoder, n_images, precision), lacks)
             rounds = few * (1 if work == "train" else 3)
-            line = f"{work} {encoder} {n_images} {threads}"
-            measured = compare(ours, line, peers(work, encoder, n_images), rounds)
-            yield {"work": f"{work} {encoder}, {n_images} images", "threads": threads, **measured}
+            measured = compare(ours[threads], line, modes, rounds)
+            yield {"work": name, "threads": threads, **measured}
+
+
+def view_rows(ours, arguments):
     torch.set_num_threads(1)
+    pin(cores_of(1))
     for work, side_px, size in VIEWS:
         with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
             jpeg = photo(*size)
             file.write(bytes(jpeg.tolist()))
             file.flush()
-            modes = {"torchvision": making_views(jpeg, side_px, work != "views")}
-            measured = compare(ours, f"{work} {file.name} {side_px} 1", modes, few * 3)
+            works = {"torchvision": making_views(jpeg, side_px, work != "views")}
+            rounds = 9 if arguments.quick else 21
+            measured = compare(ours, f"{work} {file.name} {side_px} 1", works, rounds)
             yield {"work": f"{VIEW_PAIRS} x {work}, {side_px} px", "threads": 1, **measured}
-    for work, encoder, n_images in WORKS:
-        if work == "train":
-            yield compare_memory(executable, encoder, n_images)
+
+
+def rows(arguments, lacks):
+    """The rows of the table, as they are measured."""
+    ours = {threads: Ours(arguments.ours, cores_of(threads)) for threads in THREADS}
+    only = arguments.only
+    if "encoders" in only:
+        yield from encoder_rows(ours, arguments, lacks)
+    if "views" in only:
+        yield from view_rows(ours[1], arguments)
+    for one in ours.values():
+        one.end()
+    if "memory" in only:
+        pin(CORES)
+        for _, encoder, n_images in TRAINING:
+            yield compare_memory(arguments.ours, encoder, n_images)
+
+
+CORES = sorted(os.sched_getaffinity(0))
+THREADS = [threads for threads in (1, 2) if threads <= len(CORES)]
+
+
+def cores_of(threads):
+    return CORES[:threads]
 
 
 def processor():
@@ -254,29 +284,37 @@ def processor():
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
 
 
-def main():
+def arguments_of_the_command():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ours", help="our executable")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 7")
-    arguments = parser.parse_args()
-    ours = subprocess.Popen([arguments.ours], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            text=True)
+    parser.add_argument("--json", metavar="FILE", help="write the rows too")
+    parser.add_argument("--quick", action="store_true",
+                        help="3 rounds of training instead of 7, and no torch.compile")
+    parser.add_argument("--precision", choices=["f32", "bf16", "both"], default="f32",
+                        help="of training; bf16 runs beside PyTorch's autocast")
+    parser.add_argument("--only", nargs="+", choices=["encoders", "views", "memory"],
+                        default=["encoders", "views", "memory"], help="which rows")
+    return parser.parse_args()
+
+
+def main():
+    arguments = arguments_of_the_command()
+    lacks = {"torch.compile": "--quick"} if arguments.quick else {}
     capability = torch.backends.cpu.get_cpu_capability()
-    print(f"{processor()}, {capability}; PyTorch {torch.__version__}; medians in ms (memory in MiB)\n")
+    allocator = os.path.basename(os.environ.get("LD_PRELOAD", "")) or "the system's malloc"
+    compiled = "without torch.compile (--quick)" if arguments.quick else "torch.compile among its modes"
+    print(f"{processor()}, {capability}; PyTorch {torch.__version__}, {allocator}, {compiled}; "
+          "medians in ms (memory in MiB)\n")
     print("| work | threads | ours | PyTorch | ratio | its fastest mode |")
     print("|---|---|---|---|---|---|")
     table = []
-    for row in rows(arguments.ours, ours, arguments.quick):
+    for row in rows(arguments, lacks):
         table.append(row)
         print(f"| {row['work']} | {row['threads']} | {row['ours']:.4g} | {row['peer']:.4g} | "
               f"{row['ratio']:.2f} | {row['mode']} |", flush=True)
-    ours.stdin.close()
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as out:
-            json.dump(table, out, indent=1)
-    if ours.wait() != 0:
-        raise SystemExit("our side failed")
+        if arguments.json:  # as they come, so that a run that is cut short leaves what it has
+            with open(arguments.json, "w", encoding="utf-8") as out:
+                json.dump(table, out, indent=1)
 
 
 if __name__ == "__main__":

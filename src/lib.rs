@@ -12,6 +12,7 @@
 //! Modules stand in that order; each imports from those before it. In shapes, N is images, V views
 //! of an image, C channels, H and W pixels, D features, P a projection, and K negatives.
 
+pub mod isa;
 pub mod seed;
 pub mod setting;
 
@@ -33,6 +34,7 @@ pub mod evaluate;
 
 pub mod device;
 pub mod metrics;
+pub mod priority;
 pub mod shutdown;
 
 pub mod config;

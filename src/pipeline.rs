@@ -1,14 +1,16 @@
 //! The flow: starts every stage, connects them, and joins them.
 
-use crate::augment::Preprocess;
+use crate::augment::{self, Preprocess};
 use crate::batch::assemble::ViewSpec;
 use crate::config::Config;
+use crate::decode;
 use crate::decode::pool::{Pool, Size};
 use crate::evaluate::prequential::Prequential;
 use crate::learner::trainer::{Recipe, Trainer};
 use crate::learner::{
     self, Inputs, Learner, Limits, Observer, Refuse, Settings, Summary, Vitals, beginning,
 };
+use crate::priority;
 use crate::replay::Policy;
 use crate::server::{self, Server};
 use crate::sink::dead_letter::DeadLetters;
@@ -25,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, warn};
 
 /// The most records that a decoder may hold before its work, and again after it; a guess that
 /// bounds them at some 400 MB of pixels.
@@ -181,9 +183,16 @@ fn start_learner(
     limits: Limits,
     inputs: Inputs,
 ) -> Result<oneshot::Receiver<Result<Summary>>> {
+    let niceness = config.run.learner_niceness;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(config.run.learner_threads)
         .thread_name(|index| format!("learner-{index}"))
+        .start_handler(move |_| {
+            // The view workers are started by a thread of this pool, and give way as it does.
+            if let Err(error) = priority::give_way(niceness) {
+                warn!(%error, niceness, "run.learner_niceness has no effect");
+            }
+        })
         .build()
         .context("starting the learner's threads")?;
     let learner = pool.install(|| open_learner(config, limits, inputs))?;
@@ -209,12 +218,14 @@ fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learn
     );
     let trainer = open_trainer(config)?;
     let near_duplicates = config.learner.near_duplicates.weight();
+    let groups = trainer.view_groups();
+    let enough = augment::enough(&config.augment, &groups, config.input.side_px);
     let views = ViewSpec {
         seed: config.run.seed,
         augment: config.augment.clone(),
         preprocess: Preprocess::imagenet(config.input.side_px),
-        decode: config.image.clone(),
-        groups: trainer.view_groups(),
+        decode: decode::Config { enough: Some(enough), ..config.image.clone() },
+        groups,
         fingerprints: near_duplicates < 1.0 || config.replay.duplicate_window > 0,
     };
     let settings = Settings {

@@ -6,6 +6,7 @@
 
 use super::canvas::reflect;
 use super::{Augmentation, Canvas};
+use crate::isa::{Isa, at_every_level};
 use crate::seed::Rng;
 use rand::RngExt;
 
@@ -14,9 +15,9 @@ use rand::RngExt;
 /// of 23 taps on average.
 const REACH_SIGMAS: f32 = 5.77;
 
-/// Output pixels whose sums are kept in registers at a time: four registers of SSE2, which leaves
-/// room to load ahead. A guess.
-const LANES: usize = 16;
+/// Output pixels whose sums are kept in registers at a time: four registers of AVX2, enough for the
+/// sums of one to start while those of another are under way.
+const LANES: usize = 32;
 
 /// Blurs by a random width.
 pub(super) struct Blur {
@@ -39,30 +40,9 @@ impl Blur {
         Self {
             sigma_px,
             radius_px,
-            kernel: Vec::with_capacity(2 * radius_px + 1),
+            kernel: Vec::with_capacity(radius_px + 1),
             padded_row: vec![0.0; side_px + 2 * radius_px],
             blurred_rows: vec![0.0; side_px * side_px],
-        }
-    }
-
-    /// Blurs `plane`, `[side_px, side_px]`, by the kernel of the moment.
-    fn blur_plane(&mut self, plane: &mut [f32], side_px: usize) {
-        let radius_px = self.kernel.len() / 2;
-        let inside = |tap: usize| reflect(tap as isize - radius_px as isize, side_px);
-        let padded_row = &mut self.padded_row[..side_px + 2 * radius_px];
-        let rows = plane.chunks_exact(side_px);
-        for (row, blurred) in rows.zip(self.blurred_rows.chunks_exact_mut(side_px)) {
-            padded_row[radius_px..radius_px + side_px].copy_from_slice(row);
-            for i in (0..radius_px).chain(radius_px + side_px..side_px + 2 * radius_px) {
-                padded_row[i] = row[inside(i)];
-            }
-            weighted_sum(blurred, &self.kernel, |tap| &padded_row[tap..tap + side_px]);
-        }
-        for (y, out) in plane.chunks_exact_mut(side_px).enumerate() {
-            weighted_sum(out, &self.kernel, |tap| {
-                let start = inside(y + tap) * side_px;
-                &self.blurred_rows[start..start + side_px]
-            });
         }
     }
 }
@@ -72,48 +52,81 @@ impl Augmentation for Blur {
         let [least, most] = self.sigma_px;
         gaussian(rng.random_range(least..=most), self.radius_px, &mut self.kernel);
         let side_px = canvas.side_px();
+        let Self { kernel, padded_row, blurred_rows, .. } = self;
         for plane in canvas.planes_mut() {
-            self.blur_plane(plane, side_px);
+            blur_plane(Isa::best(), kernel, side_px, padded_row, blurred_rows, plane);
         }
-        // A mean of values up to 1 may round to just above 1.
-        canvas.values_mut().iter_mut().for_each(|value| *value = value.min(1.0));
     }
 }
 
-/// Makes `kernel` the weights exp(-d^2 / (2 sigma^2)), scaled to a sum of 1, for |d| up to
-/// `radius_px` or to where they vanish.
+/// Makes `kernel` the weights exp(-d^2 / (2 sigma^2)) of the distances d from 0 to `radius_px`, or to
+/// where they vanish; both sides together sum to 1.
 fn gaussian(sigma_px: f32, radius_px: usize, kernel: &mut Vec<f32>) {
     let radius_px = radius_px.min((REACH_SIGMAS * sigma_px).ceil() as usize);
-    let weight = |tap: usize| {
-        let z = (tap as f32 - radius_px as f32) / sigma_px;
+    let weight = |distance_px: usize| {
+        let z = distance_px as f32 / sigma_px;
         (-0.5 * z * z).exp()
     };
     kernel.clear();
-    kernel.extend((0..=2 * radius_px).map(weight));
-    let total: f32 = kernel.iter().sum();
+    kernel.extend((0..=radius_px).map(weight));
+    let total = kernel[0] + 2.0 * kernel[1..].iter().sum::<f32>();
     kernel.iter_mut().for_each(|weight| *weight /= total);
 }
 
-/// `out[i] = sum over taps of kernel[tap] * source(tap)[i]`; sources are as long as `out`.
-fn weighted_sum<'a>(out: &mut [f32], kernel: &[f32], source: impl Fn(usize) -> &'a [f32]) {
-    let len = out.len();
-    let (chunks, rest) = out.as_chunks_mut::<LANES>();
-    for (chunk_index, chunk) in chunks.iter_mut().enumerate() {
+at_every_level! {
+    /// Blurs `plane`, `[side_px, side_px]`, by `kernel`, with a padded row and a plane to work in.
+    fn blur_plane(kernel: &[f32], side_px: usize, padded_row: &mut [f32],
+                  blurred_rows: &mut [f32], plane: &mut [f32]) {
+        let radius_px = kernel.len() - 1;
+        let padded_row = &mut padded_row[..side_px + 2 * radius_px];
+        let rows = plane.chunks_exact(side_px);
+        for (row, blurred) in rows.zip(blurred_rows.chunks_exact_mut(side_px)) {
+            padded_row[radius_px..radius_px + side_px].copy_from_slice(row);
+            for i in (0..radius_px).chain(radius_px + side_px..side_px + 2 * radius_px) {
+                padded_row[i] = row[reflect(i as isize - radius_px as isize, side_px)];
+            }
+            let from = |start: usize| &padded_row[start..start + side_px];
+            weighted_sum(blurred, kernel, |distance_px| {
+                [from(radius_px - distance_px), from(radius_px + distance_px)]
+            });
+        }
+        let row = |y: isize| &blurred_rows[reflect(y, side_px) * side_px..][..side_px];
+        for (y, out) in (0_isize..).zip(plane.chunks_exact_mut(side_px)) {
+            weighted_sum(out, kernel, |distance_px| {
+                [row(y - distance_px as isize), row(y + distance_px as isize)]
+            });
+        }
+    }
+}
+
+/// `out[i] = kernel[0] * a[i] + sum over distances of kernel[distance] * (a[i] + b[i])`, at most 1,
+/// where `source(distance)` is `[a, b]`, each as long as `out`.
+#[inline(always)]
+fn weighted_sum<'a>(out: &mut [f32], kernel: &[f32], source: impl Fn(usize) -> [&'a [f32]; 2]) {
+    let [middle, _] = source(0);
+    let whole = out.len() / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
         let mut sums = [0.0; LANES];
-        for (tap, &weight) in kernel.iter().enumerate() {
-            let values = &source(tap)[chunk_index * LANES..][..LANES];
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum += weight * value;
+        for (sum, value) in sums.iter_mut().zip(&middle[start..start + LANES]) {
+            *sum = kernel[0] * value;
+        }
+        for (distance_px, &weight) in kernel.iter().enumerate().skip(1) {
+            let [before, after] = source(distance_px).map(|side| &side[start..start + LANES]);
+            for ((sum, before), after) in sums.iter_mut().zip(before).zip(after) {
+                *sum += weight * (before + after);
             }
         }
-        *chunk = sums;
-    }
-    let start = len - rest.len();
-    rest.fill(0.0);
-    for (tap, &weight) in kernel.iter().enumerate() {
-        for (sum, value) in rest.iter_mut().zip(&source(tap)[start..]) {
-            *sum += weight * value;
+        // A mean of values up to 1 may round to just above 1.
+        for (out, sum) in out[start..start + LANES].iter_mut().zip(sums) {
+            *out = sum.min(1.0);
         }
+    }
+    for i in whole..out.len() {
+        let pairs = kernel.iter().enumerate().skip(1).map(|(distance_px, weight)| {
+            let [before, after] = source(distance_px);
+            weight * (before[i] + after[i])
+        });
+        out[i] = pairs.fold(kernel[0] * middle[i], |sum, pair| sum + pair).min(1.0);
     }
 }
 
@@ -159,7 +172,7 @@ mod tests {
     #[test]
     fn two_passes_agree_with_the_two_dimensional_sum() {
         let mut rng = rng(2, Purpose::View, &[]);
-        // 37 pixels are two chunks and a rest; sigma 0.1 shortens the kernel, 2.0 doesn't.
+        // 37 pixels are a chunk and a rest; sigma 0.1 shortens the kernel, 2.0 doesn't.
         for (side_px, radius_px) in [(1, 0), (2, 1), (5, 4), (37, 5)] {
             let canvas = noise(side_px, &mut rng);
             for sigma_px in [0.1, 0.5, 2.0] {

@@ -1,5 +1,7 @@
 //! The square image a view is painted on.
 
+use crate::isa::{Isa, at_every_level};
+
 /// A square RGB image, `[C, H, W]`, of values in 0..1.
 ///
 /// Channels lie in planes of their own, so that loops over pixels are loops over plain slices,
@@ -56,15 +58,22 @@ impl Canvas {
     /// Paints the canvas with `rgb`, `[H, W, C]` bytes of an image of the same size.
     pub fn paint(&mut self, rgb: &[u8]) {
         debug_assert_eq!(rgb.len(), self.values.len());
-        for (pixel, bytes) in self.pixels_mut().zip(rgb.chunks_exact(3)) {
-            for (value, &byte) in pixel.into_iter().zip(bytes) {
-                *value = f32::from(byte) / 255.0;
-            }
-        }
+        separate(Isa::best(), rgb, self.planes_mut());
     }
 
     fn plane_len(&self) -> usize {
         self.side_px * self.side_px
+    }
+}
+
+at_every_level! {
+    /// Writes the channels of `rgb`, interleaved bytes, to `planes` in 0..1.
+    fn separate(rgb: &[u8], planes: [&mut [f32]; 3]) {
+        let [red, green, blue] = planes;
+        let pixels = red.iter_mut().zip(green).zip(blue).zip(rgb.as_chunks::<3>().0);
+        for (((red, green), blue), rgb) in pixels {
+            [*red, *green, *blue] = rgb.map(|byte| f32::from(byte) / 255.0);
+        }
     }
 }
 

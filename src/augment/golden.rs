@@ -1,6 +1,7 @@
 //! Agreement with torchvision's v2 transforms on the results in `tests/golden/augment.json`.
 
 use super::canvas::tests::distance;
+use super::jitter::{Change, change};
 use super::resize::{Region, SquareResizer};
 use super::*;
 use crate::decode::Pixels;
@@ -49,10 +50,10 @@ fn wide(golden: &Golden) -> Pixels {
 fn run(operation: &Operation, canvas: &mut Canvas) {
     let mut rng = rng(1, Purpose::View, &[]);
     match (operation.name.as_str(), operation.arguments.as_slice()) {
-        ("brightness", &[factor]) => jitter::brightness(canvas, factor),
-        ("contrast", &[factor]) => jitter::contrast(canvas, factor),
-        ("saturation", &[factor]) => jitter::saturation(canvas, factor),
-        ("hue", &[turns]) => jitter::hue(canvas, turns),
+        ("brightness", &[factor]) => change(canvas, &mut [Change::Brightness(factor)]),
+        ("contrast", &[factor]) => change(canvas, &mut [Change::Contrast(factor)]),
+        ("saturation", &[factor]) => change(canvas, &mut [Change::Saturation(factor)]),
+        ("hue", &[turns]) => change(canvas, &mut [Change::Hue(turns)]),
         ("greyscale", []) => greyscale::Greyscale.apply(canvas, &mut rng),
         ("solarise", &[threshold]) => solarise::Solarise { threshold }.apply(canvas, &mut rng),
         ("blur", &[radius_px, sigma_px]) => {

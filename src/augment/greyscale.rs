@@ -7,7 +7,7 @@ use crate::seed::Rng;
 const LUMA_WEIGHTS: [f32; 3] = [0.2989, 0.587, 0.114];
 
 /// How bright a colour looks.
-#[inline]
+#[inline(always)]
 pub(super) fn luma(red: f32, green: f32, blue: f32) -> f32 {
     LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue
 }

@@ -10,15 +10,20 @@
 //!
 //! each clamped to 0..1.
 
+//! Contrast needs the mean of the whole image, so it is one pass to change what comes before it and
+//! to sum lumas, and one for it and what comes after; in a pass a stretch of the image takes every
+//! change while it lies in the first-level cache.
+
 use super::greyscale::luma;
 use super::{Augmentation, Canvas};
+use crate::isa::{Isa, at_every_level};
 use crate::seed::Rng;
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
 /// What one change does.
 #[derive(Clone, Copy, Debug)]
-enum Change {
+enum Kind {
     Brightness,
     Contrast,
     Saturation,
@@ -28,7 +33,7 @@ enum Change {
 /// Changes colours at random.
 pub(super) struct ColourJitter {
     /// Each change with its largest amount; one of amount 0 is left out.
-    changes: [(Change, f32); 4],
+    changes: [(Kind, f32); 4],
 }
 
 impl ColourJitter {
@@ -36,10 +41,10 @@ impl ColourJitter {
     /// `-amount..=amount` turns.
     pub(super) fn new(brightness: f32, contrast: f32, saturation: f32, hue: f32) -> Self {
         let changes = [
-            (Change::Brightness, brightness),
-            (Change::Contrast, contrast),
-            (Change::Saturation, saturation),
-            (Change::Hue, hue),
+            (Kind::Brightness, brightness),
+            (Kind::Contrast, contrast),
+            (Kind::Saturation, saturation),
+            (Kind::Hue, hue),
         ];
         Self { changes }
     }
@@ -47,102 +52,146 @@ impl ColourJitter {
 
 impl Augmentation for ColourJitter {
     fn apply(&mut self, canvas: &mut Canvas, rng: &mut Rng) {
-        let mut changes = self.changes;
-        changes.shuffle(rng);
-        for (change, amount) in changes.into_iter().filter(|(_, amount)| *amount > 0.0) {
+        let mut kinds = self.changes;
+        kinds.shuffle(rng);
+        let mut changes = [Change::Brightness(1.0); 4];
+        let mut n_changes = 0;
+        for (kind, amount) in kinds.into_iter().filter(|(_, amount)| *amount > 0.0) {
             let offset = rng.random_range(-amount..=amount);
             let factor = (1.0 + offset).max(0.0);
-            match change {
-                Change::Brightness => brightness(canvas, factor),
-                Change::Contrast => contrast(canvas, factor),
-                Change::Saturation => saturation(canvas, factor),
-                Change::Hue => hue(canvas, offset),
-            }
+            changes[n_changes] = match kind {
+                Kind::Brightness => Change::Brightness(factor),
+                Kind::Contrast => Change::Contrast(factor),
+                Kind::Saturation => Change::Saturation(factor),
+                Kind::Hue => Change::Hue(offset),
+            };
+            n_changes += 1;
+        }
+        change(canvas, &mut changes[..n_changes]);
+    }
+}
+
+/// A change and how strong it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    /// Scales every value by the factor.
+    Brightness(f32),
+    /// Moves every value away from the image's mean luma by the factor.
+    Contrast(f32),
+    /// Scales every value and adds to it: contrast once the mean is known.
+    Affine { factor: f32, grey: f32 },
+    /// Moves every value away from its pixel's luma by the factor.
+    Saturation(f32),
+    /// Moves every hue on by so many turns of the colour circle, from -0.5 to 0.5.
+    Hue(f32),
+}
+
+/// Makes `changes` in turn; of contrast there is one at most.
+pub(super) fn change(canvas: &mut Canvas, changes: &mut [Change]) {
+    let isa = Isa::best();
+    let n_pixels = (canvas.side_px() * canvas.side_px()) as f32;
+    let mut start = 0;
+    for index in 0..changes.len() {
+        if let Change::Contrast(factor) = changes[index] {
+            let mean = sweep(isa, canvas.planes_mut(), &changes[start..index]) / n_pixels;
+            changes[index] = Change::Affine { factor, grey: mean * (1.0 - factor) };
+            start = index;
         }
     }
+    sweep(isa, canvas.planes_mut(), &changes[start..]);
 }
 
-/// Scales every value by `factor`.
-pub(super) fn brightness(canvas: &mut Canvas, factor: f32) {
-    for value in canvas.values_mut() {
-        *value = (*value * factor).min(1.0);
+/// Pixels that take every change before the next ones do: three times 4 KiB.
+const STRETCH: usize = 1024;
+/// Sums of lumas that are kept apart: that is a vector loop, and more exact than one sum.
+const LANES: usize = 16;
+
+at_every_level! {
+    /// Makes `changes`, none of them contrast, in turn and returns the sum of the pixels' lumas.
+    fn sweep(planes: [&mut [f32]; 3], changes: &[Change]) -> f32 {
+        let [red, green, blue] = planes;
+        let mut sums = [0.0; LANES];
+        let stretches = red.chunks_mut(STRETCH).zip(green.chunks_mut(STRETCH));
+        for ((red, green), blue) in stretches.zip(blue.chunks_mut(STRETCH)) {
+            for &change in changes {
+                match change {
+                    Change::Brightness(factor) => {
+                        each(red, green, blue, |[r, g, b]| [r, g, b].map(|v| (v * factor).min(1.0)));
+                    }
+                    Change::Contrast(_) => {}
+                    Change::Affine { factor, grey } => each(red, green, blue, |pixel| {
+                        pixel.map(|value| (value * factor + grey).clamp(0.0, 1.0))
+                    }),
+                    Change::Saturation(factor) => each(red, green, blue, |[r, g, b]| {
+                        let grey = luma(r, g, b) * (1.0 - factor);
+                        [r, g, b].map(|value| (value * factor + grey).clamp(0.0, 1.0))
+                    }),
+                    Change::Hue(turns) => {
+                        let sixths = turns * 6.0;
+                        each(red, green, blue, |pixel| turn_hue(pixel, sixths));
+                    }
+                }
+            }
+            add_lumas(&mut sums, red, green, blue);
+        }
+        sums.iter().sum()
     }
 }
 
-/// Moves every value away from the image's mean luma by `factor`.
-pub(super) fn contrast(canvas: &mut Canvas, factor: f32) {
-    let grey = mean_luma(canvas) * (1.0 - factor);
-    for value in canvas.values_mut() {
-        *value = (*value * factor + grey).clamp(0.0, 1.0);
+/// Changes every pixel by itself.
+#[inline(always)]
+fn each(
+    red: &mut [f32],
+    green: &mut [f32],
+    blue: &mut [f32],
+    change: impl Fn([f32; 3]) -> [f32; 3],
+) {
+    for ((red, green), blue) in red.iter_mut().zip(green).zip(blue) {
+        [*red, *green, *blue] = change([*red, *green, *blue]);
     }
 }
 
-/// Moves every value away from its pixel's luma by `factor`.
-pub(super) fn saturation(canvas: &mut Canvas, factor: f32) {
-    for [red, green, blue] in canvas.pixels_mut() {
-        let grey = luma(*red, *green, *blue) * (1.0 - factor);
-        *red = (*red * factor + grey).clamp(0.0, 1.0);
-        *green = (*green * factor + grey).clamp(0.0, 1.0);
-        *blue = (*blue * factor + grey).clamp(0.0, 1.0);
-    }
-}
-
-/// Moves every hue on by `turns` of the colour circle, from -0.5 to 0.5.
-pub(super) fn hue(canvas: &mut Canvas, turns: f32) {
-    let sixths = turns * 6.0;
-    for [red, green, blue] in canvas.pixels_mut() {
-        [*red, *green, *blue] = turn_hue([*red, *green, *blue], sixths);
+/// Adds the lumas of a stretch.
+#[inline(always)]
+fn add_lumas(sums: &mut [f32; LANES], red: &[f32], green: &[f32], blue: &[f32]) {
+    let chunks = red.chunks(LANES).zip(green.chunks(LANES)).zip(blue.chunks(LANES));
+    for ((red, green), blue) in chunks {
+        for (sum, ((red, green), blue)) in sums.iter_mut().zip(red.iter().zip(green).zip(blue)) {
+            *sum += luma(*red, *green, *blue);
+        }
     }
 }
 
 /// A colour whose hue is moved on by `sixths` of the circle, from -3 to 3.
 ///
 /// From HSV back to RGB, each channel is `value - chroma * min(k, 4 - k, 1)` cut off at 0, where
-/// k is the hue's distance from the channel's own corner of the circle. Angles are kept in 0..6
-/// by selects, since a remainder would keep the loop from being vectorised.
-#[inline]
+/// k is the hue's distance from the channel's own corner of the circle. Angles are counted in
+/// chromas here, so that a circle has six of them and nothing is divided; grey, whose chroma is 0,
+/// has no hue and needs no case. They are kept within the circle by selects, since a remainder would
+/// keep the loop from being vectorised.
+#[inline(always)]
 fn turn_hue([red, green, blue]: [f32; 3], sixths: f32) -> [f32; 3] {
     let value = red.max(green).max(blue);
     let chroma = value - red.min(green).min(blue);
-    // Grey has no hue: its chroma is 0, and so is everything that this multiplies.
-    let per_chroma = 1.0 / chroma.max(f32::MIN_POSITIVE);
-    let from_red = (green - blue) * per_chroma;
-    let from_green = (blue - red) * per_chroma + 2.0;
-    let from_blue = (red - green) * per_chroma + 4.0;
+    let circle = 6.0 * chroma;
     let old = if value == red {
-        from_red
+        green - blue
     } else if value == green {
-        from_green
+        blue - red + 2.0 * chroma
     } else {
-        from_blue
+        red - green + 4.0 * chroma
     };
-    let turned = old + sixths;
-    let turned = if turned < 0.0 { turned + 6.0 } else { turned };
-    let turned = if turned >= 6.0 { turned - 6.0 } else { turned };
+    let turned = old + sixths * chroma;
+    let turned = if turned < 0.0 { turned + circle } else { turned };
+    let turned = if turned >= circle { turned - circle } else { turned };
     let channel = |corner: f32| {
-        let k = corner + turned;
-        let k = if k >= 6.0 { k - 6.0 } else { k };
-        value - chroma * k.min(4.0 - k).clamp(0.0, 1.0)
+        let k = corner * chroma + turned;
+        let k = if k >= circle { k - circle } else { k };
+        let away = k.min(4.0 * chroma - k);
+        let away = if away > 0.0 { away } else { 0.0 };
+        value - if away < chroma { away } else { chroma }
     };
     [channel(5.0), channel(3.0), channel(1.0)]
-}
-
-/// Mean luma, summed in eight lanes: that is a vector loop, and more exact than one sum.
-fn mean_luma(canvas: &Canvas) -> f32 {
-    const LANES: usize = 8;
-    let [red, green, blue] = canvas.planes();
-    let (red, red_rest) = red.as_chunks::<LANES>();
-    let (green, green_rest) = green.as_chunks::<LANES>();
-    let (blue, blue_rest) = blue.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for ((red, green), blue) in red.iter().zip(green).zip(blue) {
-        for lane in 0..LANES {
-            sums[lane] += luma(red[lane], green[lane], blue[lane]);
-        }
-    }
-    let rest = red_rest.iter().zip(green_rest).zip(blue_rest);
-    let rest: f32 = rest.map(|((&red, &green), &blue)| luma(red, green, blue)).sum();
-    (sums.iter().sum::<f32>() + rest) / (canvas.side_px() * canvas.side_px()) as f32
 }
 
 #[cfg(test)]
@@ -151,6 +200,22 @@ mod tests {
     use super::*;
     use crate::seed::{Purpose, rng};
     use proptest::prelude::*;
+
+    fn brightness(canvas: &mut Canvas, factor: f32) {
+        change(canvas, &mut [Change::Brightness(factor)]);
+    }
+
+    fn contrast(canvas: &mut Canvas, factor: f32) {
+        change(canvas, &mut [Change::Contrast(factor)]);
+    }
+
+    fn saturation(canvas: &mut Canvas, factor: f32) {
+        change(canvas, &mut [Change::Saturation(factor)]);
+    }
+
+    fn hue(canvas: &mut Canvas, turns: f32) {
+        change(canvas, &mut [Change::Hue(turns)]);
+    }
 
     fn one_pixel(colour: [f32; 3]) -> Canvas {
         let mut canvas = Canvas::new(1);

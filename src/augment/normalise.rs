@@ -1,6 +1,7 @@
 //! The end of every view: values in 0..1 become the encoder's input, channels interleaved.
 
 use super::{Canvas, Preprocess};
+use crate::isa::{Isa, at_every_level};
 
 /// Computes `(v - mean) / std` per channel.
 pub(super) struct Normalise {
@@ -20,24 +21,36 @@ impl Normalise {
 
     /// Normalises `canvas` into `out`, `[H, W, C]`.
     pub(super) fn canvas(&self, canvas: &Canvas, out: &mut [f32]) {
-        let [red, green, blue] = canvas.planes();
-        let pixels = out.as_chunks_mut::<3>().0.iter_mut().zip(red).zip(green).zip(blue);
-        for (((out, &red), &green), &blue) in pixels {
-            *out = self.pixel([red, green, blue]);
-        }
+        interleave(Isa::best(), canvas.planes(), self, out);
     }
 
     /// Normalises the bytes of an image, `[H, W, C]`, into `out` of the same shape.
     pub(super) fn bytes(&self, rgb: &[u8], out: &mut [f32]) {
-        for (out, rgb) in out.as_chunks_mut::<3>().0.iter_mut().zip(rgb.as_chunks::<3>().0) {
-            *out = self.pixel(rgb.map(|byte| f32::from(byte) / 255.0));
-        }
+        convert(Isa::best(), rgb, self, out);
     }
 
-    #[inline]
+    #[inline(always)]
     fn pixel(&self, [red, green, blue]: [f32; 3]) -> [f32; 3] {
         let ([a, b, c], [d, e, f]) = (self.scale, self.shift);
         [red * a + d, green * b + e, blue * c + f]
+    }
+}
+
+at_every_level! {
+    /// Normalises `planes` into `out`.
+    fn interleave(planes: [&[f32]; 3], normalise: &Normalise, out: &mut [f32]) {
+        let [red, green, blue] = planes;
+        let pixels = out.as_chunks_mut::<3>().0.iter_mut().zip(red).zip(green).zip(blue);
+        for (((out, &red), &green), &blue) in pixels {
+            *out = normalise.pixel([red, green, blue]);
+        }
+    }
+
+    /// Normalises `rgb` into `out`, both interleaved.
+    fn convert(rgb: &[u8], normalise: &Normalise, out: &mut [f32]) {
+        for (out, rgb) in out.as_chunks_mut::<3>().0.iter_mut().zip(rgb.as_chunks::<3>().0) {
+            *out = normalise.pixel(rgb.map(|byte| f32::from(byte) / 255.0));
+        }
     }
 }
 

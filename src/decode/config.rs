@@ -26,6 +26,28 @@ pub struct Config {
     /// Two images are near-duplicates where their [fingerprints](super::fingerprint) differ in at
     /// most so many of 64 bits.
     pub duplicate_bits: u32,
+    /// What is enough for the views that will be made. A JPEG is reduced to no less while it is
+    /// decoded, or to no less than `working_side_px`; unset, to the latter alone. Not a key of
+    /// files: it follows from what views are wanted.
+    #[serde(skip)]
+    pub enough: Option<Enough>,
+}
+
+/// The least size of an image from which views lose nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Enough {
+    /// Its shorter side.
+    pub shorter_px: u32,
+    /// Its width times height.
+    pub pixels: u64,
+}
+
+impl Enough {
+    /// Whether an image of this size has it.
+    pub fn is_met(&self, width_px: u32, height_px: u32) -> bool {
+        width_px.min(height_px) >= self.shorter_px
+            && u64::from(width_px) * u64::from(height_px) >= self.pixels
+    }
 }
 
 impl Default for Config {
@@ -43,6 +65,7 @@ impl Default for Config {
             background: [255; 3],
             // A guess: unrelated images differ in about 32, give or take 4.
             duplicate_bits: 8,
+            enough: None,
         }
     }
 }

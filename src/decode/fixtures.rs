@@ -13,7 +13,7 @@ use std::io::Cursor;
 /// The bytes of a file in tests/data/decode.
 macro_rules! stored {
     ($name:literal) => {
-        include_bytes!(concat!("../../tests/data/decode/", $name)).as_slice()
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/decode/", $name)).as_slice()
     };
 }
 pub(super) use stored;

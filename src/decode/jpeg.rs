@@ -1,4 +1,11 @@
-//! JPEG, by zune-jpeg in strict mode.
+//! JPEG: by libjpeg-turbo ([`turbo`]), at reduced scale where that is enough, and whatever it does not
+//! take by zune-jpeg in strict mode.
+//!
+//! An image is reduced by 2, 4 or 8 where that loses nothing that it is decoded for. That is, where
+//! its longer side stays at or above the working side, which it is shrunk to afterwards anyway; or
+//! where the smallest crop of any view stays at least as large as the view
+//! ([`super::Enough`]): a crop that covers a fraction f of a side of s pixels has f s / 8 pixels at
+//! an eighth of the size.
 //!
 //! The `image` crate uses the same decoder in its lenient mode, which fills what is missing or
 //! corrupt with grey; an encoder would learn that grey. Strict mode refuses corrupt entropy data,
@@ -14,8 +21,11 @@
 //! CMYK and YCCK are taken to be stored inverted, as Adobe's applications and every common
 //! decoder do, whether or not an Adobe segment is there.
 
+mod turbo;
+
 use super::{Config, Pixels, Refusal, limits};
 use image::{ImageFormat, metadata::Orientation};
+use turbo::Reduction;
 use zune_jpeg::zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 use zune_jpeg::{JpegDecoder, errors::DecodeErrors};
 
@@ -25,17 +35,25 @@ pub(super) fn decode(bytes: &[u8], config: &Config) -> Result<(Pixels, Orientati
     limits::check_size(frame.width_px.into(), frame.height_px.into(), config)?;
     frame.check_supported().map_err(|lack| Refusal::unsupported(ImageFormat::Jpeg, lack))?;
 
+    let orientation = exif(bytes).and_then(Orientation::from_exif_chunk);
+    let orientation = orientation.unwrap_or(Orientation::NoTransforms);
+    let reduction = frame.reduction(config);
+    match turbo::decode(bytes, &frame, reduction) {
+        Some(pixels) => Ok((pixels, orientation)),
+        None => Ok((decode_any(bytes, &frame)?, orientation)),
+    }
+}
+
+/// Decodes `bytes` by zune-jpeg, at full scale.
+fn decode_any(bytes: &[u8], frame: &Frame) -> Result<Pixels, Refusal> {
     let options = DecoderOptions::default()
         .set_strict_mode(true)
         .set_max_width(frame.width_px.into())
         .set_max_height(frame.height_px.into())
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(refuse)?;
-    let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
     let rgb = decoder.decode().map_err(refuse)?;
-    let (width_px, height_px) = (frame.width_px.into(), frame.height_px.into());
-    Ok((Pixels { width_px, height_px, rgb }, orientation.unwrap_or(Orientation::NoTransforms)))
+    Ok(Pixels { width_px: frame.width_px.into(), height_px: frame.height_px.into(), rgb })
 }
 
 fn refuse(error: DecodeErrors) -> Refusal {
@@ -89,6 +107,17 @@ impl Frame {
             Self { n_components, .. } => Err(Lack::Components { n_components }),
         }
     }
+
+    /// The greatest reduction that leaves the working side, or what is enough for the views.
+    fn reduction(&self, config: &Config) -> Reduction {
+        let leaves_enough = |by: &Reduction| {
+            let [width_px, height_px] =
+                [self.width_px, self.height_px].map(|px| u32::from(px).div_ceil(by.divisor()));
+            width_px.max(height_px) >= config.working_side_px
+                || config.enough.is_some_and(|enough| enough.is_met(width_px, height_px))
+        };
+        Reduction::ALL.into_iter().rev().find(leaves_enough).unwrap_or(Reduction::None)
+    }
 }
 
 /// Walks the markers of `bytes` to the end-of-image marker and returns the first frame header.
@@ -118,11 +147,33 @@ fn frame(bytes: &[u8]) -> Result<Frame, Flaw> {
     }
 }
 
+/// What the last Exif segment before the scan holds.
+fn exif(bytes: &[u8]) -> Option<&[u8]> {
+    const START_OF_SCAN: u8 = 0xda;
+    const APPLICATION_1: u8 = 0xe1;
+
+    let mut exif = None;
+    let mut rest = bytes.get(2..)?;
+    loop {
+        let marker;
+        (marker, rest) = next_marker(rest)?;
+        if marker == START_OF_SCAN {
+            return exif;
+        }
+        let length = usize::from(u16::from_be_bytes(*rest.first_chunk()?));
+        let (segment, after) = rest.split_at_checked(length)?;
+        if marker == APPLICATION_1 {
+            exif = segment.get(2..)?.strip_prefix(b"Exif\0\0").or(exif);
+        }
+        rest = after;
+    }
+}
+
 /// The next marker that is neither fill, nor a stuffed 0xff of the entropy-coded data, nor a
 /// restart marker within it; and what follows.
 fn next_marker(mut rest: &[u8]) -> Option<(u8, &[u8])> {
     loop {
-        let start = rest.iter().position(|&byte| byte == 0xff)?;
+        let start = find_marker_byte(rest)?;
         let (&code, after) = rest[start + 1..].split_first()?;
         match code {
             // The second 0xff may itself begin the marker.
@@ -131,6 +182,19 @@ fn next_marker(mut rest: &[u8]) -> Option<(u8, &[u8])> {
             _ => return Some((code, after)),
         }
     }
+}
+
+/// Where the first byte of 255 is: eight bytes at a time, since entropy-coded data has few.
+fn find_marker_byte(bytes: &[u8]) -> Option<usize> {
+    let (words, _) = bytes.as_chunks::<8>();
+    // A byte of the complement is zero, and only then borrows from its highest bit.
+    let has_marker = |word: &[u8; 8]| {
+        let complement = !u64::from_le_bytes(*word);
+        let borrowed = complement.wrapping_sub(0x0101_0101_0101_0101);
+        borrowed & !complement & 0x8080_8080_8080_8080 != 0
+    };
+    let start = 8 * words.iter().position(has_marker).unwrap_or(words.len());
+    bytes[start..].iter().position(|&byte| byte == 0xff).map(|at| start + at)
 }
 
 /// 0xc4, 0xc8 and 0xcc lie among the frame markers but are DHT, JPG and DAC.
@@ -154,6 +218,8 @@ fn parse_frame(marker: u8, segment: &[u8]) -> Result<Frame, Flaw> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decode::Enough;
+    use proptest::prelude::*;
 
     const FRAME: [u8; 12] = [0xff, 0xc0, 0, 11, 8, 0, 9, 1, 2, 1, 0, 0];
 
@@ -182,6 +248,36 @@ mod tests {
         assert_eq!(frame(&file(&[&short])), Err(Flaw::ShortFrame { length: 3 }));
         let no_length = [0xff, 0xc0, 0, 0, 8, 0, 9, 0xff, 0xd9];
         assert_eq!(frame(&file(&[&no_length])), Err(Flaw::ShortFrame { length: 0 }));
+    }
+
+    fn frame_of(width_px: u16, height_px: u16) -> Frame {
+        Frame { process: 0, bits: 8, height_px, width_px, n_components: 3 }
+    }
+
+    proptest! {
+        #[test]
+        fn a_reduction_leaves_the_working_side_or_what_is_enough_and_no_greater_one_does(
+            width_px in 1..6000_u16,
+            height_px in 1..6000_u16,
+            working_side_px in 8..1000_u32,
+            shorter_px in 1..400_u32,
+            pixels in 1..200_000_u64,
+            is_set: bool,
+        ) {
+            let enough = is_set.then_some(Enough { shorter_px, pixels });
+            let config = Config { working_side_px, enough, ..Config::default() };
+            let reduction = frame_of(width_px, height_px).reduction(&config);
+            let is_right = |by: u32| {
+                let (width_px, height_px) =
+                    (u32::from(width_px).div_ceil(by), u32::from(height_px).div_ceil(by));
+                width_px.max(height_px) >= working_side_px
+                    || is_set && width_px.min(height_px) >= shorter_px
+                        && u64::from(width_px * height_px) >= pixels
+            };
+            let by = reduction.divisor();
+            prop_assert!(by == 1 || is_right(by));
+            prop_assert!(by == 8 || !is_right(2 * by));
+        }
     }
 
     #[test]

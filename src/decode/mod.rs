@@ -26,7 +26,7 @@ mod webp;
 #[cfg(test)]
 mod fixtures;
 
-pub use config::Config;
+pub use config::{Config, Enough};
 pub use refusal::{Cause, Refusal};
 
 use crate::source::Record;

@@ -22,6 +22,7 @@
 //! one interpreter against the other.
 
 pub use crate::encoder::Geometry;
+pub use crate::isa;
 
 use std::cell::Cell;
 use std::thread::LocalKey;
@@ -30,7 +31,6 @@ pub mod candle;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-pub mod isa;
 mod matrix;
 mod multiply;
 pub mod native;

@@ -1,45 +1,13 @@
 //! Plain loops compiled for the vector instructions of the processor they run on.
 //!
-//! The x86-64 baseline is SSE2. Each loop here is written once, in safe code, and compiled three
-//! times: as it is, for AVX2 and for AVX-512. Which one runs is decided at run time by an
-//! [`Isa`], which can only be had for instructions that this processor has; that is the whole
-//! safety contract of the file.
+//! Each loop here is written once, in safe code, and compiled at every level of [`crate::isa`].
 //!
 //! No loop fuses a product with a sum, and those that sum a row do so by [`LANES`] partial sums in
 //! one fixed order, so every instruction set gives the same bits; the portable one is the oracle of
 //! the tests.
 
-use super::isa::{Isa, Set};
 use super::update::{AdamW, Sgd};
-
-/// Compiles each safe function once per instruction set and puts an `isa: Isa` in front of its arguments.
-macro_rules! at_every_level {
-    ($($(#[$attribute:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?)
-        $(-> $result:ty)? $body:block)*) => {
-        $($(#[$attribute])*
-        #[expect(clippy::allow_attributes, reason = "only some of these functions are as wide")]
-        #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its buffers")]
-        pub(crate) fn $name(isa: Isa, $($argument: $type),*) $(-> $result)? {
-            #[inline(always)]
-            fn portable($($argument: $type),*) $(-> $result)? $body
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2")]
-            fn avx2($($argument: $type),*) $(-> $result)? { portable($($argument),*) }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512vl")]
-            fn avx512($($argument: $type),*) $(-> $result)? { portable($($argument),*) }
-            match isa.set() {
-                Set::Portable => portable($($argument),*),
-                // SAFETY: an `Isa` of this set exists only where AVX2 was detected.
-                #[cfg(target_arch = "x86_64")]
-                Set::Avx2 => unsafe { avx2($($argument),*) },
-                // SAFETY: an `Isa` of this set exists only where AVX-512 F and VL were detected.
-                #[cfg(target_arch = "x86_64")]
-                Set::Avx512 => unsafe { avx512($($argument),*) },
-            }
-        })*
-    };
-}
+use crate::isa::at_every_level;
 
 pub(crate) mod tokens;
 
@@ -269,6 +237,7 @@ at_every_level! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::Isa;
     use proptest::prelude::*;
 
     /// Values of either sign with zeros and infinities among them.

@@ -50,6 +50,11 @@ impl Convolution {
         Self { isa, shape, route, transposed, zeros: vec![0.0; outputs.max(taps * channels)] }
     }
 
+    /// Whether the gradient of the images may be asked for.
+    pub(super) fn wants_images(&self) -> bool {
+        self.transposed.is_some()
+    }
+
     /// Floats of its packed weight, in whichever direction it has more.
     pub(super) fn packed_len(&self) -> usize {
         self.forward_len().max(self.transposed_len())

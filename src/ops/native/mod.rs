@@ -10,6 +10,7 @@ mod convolution;
 mod indirection;
 mod kernel;
 mod norm;
+pub mod roofline;
 mod served;
 mod sizes;
 mod sums;

@@ -1,6 +1,7 @@
 //! The loops of transformers: rows normalised, exponentials, the error function.
 
-use super::{Isa, LANES, Set, sum};
+use super::{LANES, sum};
+use crate::isa::at_every_level;
 
 /// 1.5 * 2^23: added to a small number, it leaves its nearest integer in the lowest bits.
 const ROUNDING: f32 = 12_582_912.0;
@@ -155,6 +156,7 @@ at_every_level! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::Isa;
     use proptest::prelude::*;
 
     fn values(seed: usize, length: usize) -> Vec<f32> {

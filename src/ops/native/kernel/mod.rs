@@ -5,6 +5,7 @@
 //! unit of the processor against it and against plain loops.
 
 mod lanes;
+pub(super) mod peak;
 pub(super) mod product;
 mod strip;
 mod tile;

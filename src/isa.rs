@@ -1,4 +1,10 @@
 //! The instruction sets that kernels are compiled for, and which of them runs.
+//!
+//! The x86-64 baseline is SSE2. A plain loop inside `at_every_level` is written once, in safe code,
+//! and compiled three times: as it is, for AVX2 and for AVX-512. Which one runs is decided at run
+//! time by an [`Isa`], which can only be had for instructions that this processor has; that is the
+//! whole safety contract of the macro. It enables no fused products, so that every instruction set
+//! gives the same bits; the portable loop is the oracle of the tests.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -12,7 +18,7 @@ pub struct Isa(Set);
 
 /// What an [`Isa`] is, for kernels to match on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Set {
+pub(crate) enum Set {
     /// The target's baseline.
     Portable,
     /// AVX2 and FMA.
@@ -65,7 +71,7 @@ impl Isa {
         if chosen == self { Ok(()) } else { Err(chosen) }
     }
 
-    pub(super) fn set(self) -> Set {
+    pub(crate) fn set(self) -> Set {
         self.0
     }
 }
@@ -82,6 +88,37 @@ impl fmt::Display for Isa {
         })
     }
 }
+
+/// Compiles each safe function once per instruction set and puts an `isa: Isa` in front of its arguments.
+macro_rules! at_every_level {
+    ($($(#[$attribute:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?)
+        $(-> $result:ty)? $body:block)*) => {
+        $($(#[$attribute])*
+        #[expect(clippy::allow_attributes, reason = "only some of these functions are as wide")]
+        #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its buffers")]
+        pub(crate) fn $name(isa: $crate::isa::Isa, $($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn portable($($argument: $type),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2($($argument: $type),*) $(-> $result)? { portable($($argument),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl")]
+            fn avx512($($argument: $type),*) $(-> $result)? { portable($($argument),*) }
+            match isa.set() {
+                $crate::isa::Set::Portable => portable($($argument),*),
+                // SAFETY: an `Isa` of this set exists only where AVX2 was detected.
+                #[cfg(target_arch = "x86_64")]
+                $crate::isa::Set::Avx2 => unsafe { avx2($($argument),*) },
+                // SAFETY: an `Isa` of this set exists only where AVX-512 F and VL were detected.
+                #[cfg(target_arch = "x86_64")]
+                $crate::isa::Set::Avx512 => unsafe { avx512($($argument),*) },
+            }
+        })*
+    };
+}
+
+pub(crate) use at_every_level;
 
 #[cfg(test)]
 mod tests {
