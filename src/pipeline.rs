@@ -240,6 +240,7 @@ fn open_trainer(config: &Config) -> Result<Trainer> {
         schedule: &config.learner.schedule,
         seed: config.run.seed,
         device: &device,
+        precision: config.run.precision.choose(&device)?,
     })?;
     Ok(trainer)
 }

@@ -8,6 +8,7 @@ use super::views::Arrangement;
 use crate::augment::ViewGroup;
 use crate::encoder::{NamedArrays, Plan};
 use crate::objective::{self, Objective, SeenBy};
+use crate::ops::native::Precision;
 use candle_core::{Device, Result, Tensor, Var};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ pub struct Recipe<'a> {
     pub seed: u64,
     /// Where it computes.
     pub device: &'a Device,
+    /// What it stores activations as, on the CPU.
+    pub precision: Precision,
 }
 
 /// The encoder in training, with all that changes in a step.
@@ -64,11 +67,11 @@ impl Trainer {
     /// # Errors
     /// Whatever the device reports.
     pub fn new(recipe: &Recipe<'_>) -> Result<Self> {
-        let Recipe { plan, side_px, device, seed, .. } = *recipe;
+        let Recipe { plan, side_px, device, seed, precision, .. } = *recipe;
         let objective = recipe.objective.build(plan.feature_dim, seed, device)?;
         let has_target = objective.target(0.0).is_some();
         let optimizer = recipe.optimizer;
-        let spec = backbone::Spec { plan, optimizer, has_target, seed };
+        let spec = backbone::Spec { plan, optimizer, has_target, seed, precision };
         Ok(Self {
             plan: plan.clone(),
             encoder: backbone::open(&spec, device)?,
@@ -227,6 +230,14 @@ mod tests {
     }
 
     fn trainer(objective: &objective::Config, learning_rate: f64) -> Trainer {
+        trainer_in(Precision::F32, objective, learning_rate)
+    }
+
+    fn trainer_in(
+        precision: Precision,
+        objective: &objective::Config,
+        learning_rate: f64,
+    ) -> Trainer {
         let schedule =
             schedule::Config { warmup_steps: 10, learning_rate, ..schedule::Config::default() };
         Trainer::new(&Recipe {
@@ -237,6 +248,7 @@ mod tests {
             schedule: &schedule,
             seed: 5,
             device: &under_test(),
+            precision,
         })
         .unwrap()
     }
@@ -339,6 +351,26 @@ mod tests {
         for config in objective::Config::every_form() {
             assert!(spread_after(&config) > FLOOR, "{config:?}");
         }
+    }
+
+    /// The same pictures in the same order: what bf16 rounds away is not what is learned.
+    #[test]
+    fn bf16_learns_as_f32_does() {
+        let ends = [Precision::F32, Precision::Bf16].map(|precision| {
+            let mut trainer = trainer_in(precision, &objective::Config::default(), 0.03);
+            let mut losses = vec![];
+            for step in 0..STEPS {
+                let ids: Vec<u64> = (0..N_IMAGES as u64).map(|i| i + 8 * (step as u64 % 4)).collect();
+                losses.push(trainer.step(views(&trainer, step, &ids), &ids).unwrap().loss);
+            }
+            let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+            let (first, last) = (mean(&losses[..10]), mean(&losses[STEPS - 20..]));
+            (first - last, spread_of_images(&mut trainer))
+        });
+        println!("{ends:?}");
+        let [(fall, spread), (fall_in_bf16, spread_in_bf16)] = ends;
+        assert!(fall > 0.0 && (fall_in_bf16 / fall - 1.0).abs() < 0.1, "{ends:?}");
+        assert!((spread_in_bf16 - spread).abs() < 0.1, "{ends:?}");
     }
 
     /// The floor is one that a collapsed encoder is below: its last norm makes all images alike.

@@ -21,6 +21,9 @@ pub(super) enum Set {
     /// AVX-512 F and VL, AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// Those, and the product of pairs of bf16 numbers.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 /// The one that [`Isa::best`] answers with from its first call on.
@@ -40,11 +43,14 @@ impl Isa {
             if has_avx2 {
                 available.push(Self(Set::Avx2));
             }
-            if has_avx2
+            let has_avx512 = has_avx2
                 && is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512vl")
-            {
+                && is_x86_feature_detected!("avx512vl");
+            if has_avx512 {
                 available.push(Self(Set::Avx512));
+            }
+            if has_avx512 && is_x86_feature_detected!("avx512bf16") {
+                available.push(Self(Set::Avx512Bf16));
             }
         }
         available
@@ -65,6 +71,15 @@ impl Isa {
         if chosen == self { Ok(()) } else { Err(chosen) }
     }
 
+    /// Whether one instruction multiplies pairs of bf16 numbers. Elsewhere they are taken apart first,
+    /// and bf16 saves memory, not time.
+    pub fn multiplies_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Set::Avx512Bf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     pub(super) fn set(self) -> Set {
         self.0
     }
@@ -79,6 +94,8 @@ impl fmt::Display for Isa {
             Set::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Set::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16 => "avx512bf16",
         })
     }
 }

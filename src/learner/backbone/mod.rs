@@ -6,6 +6,7 @@ mod tensors;
 
 use super::optimizer;
 use crate::encoder::{NamedArrays, Plan};
+use crate::ops::native::Precision;
 use candle_core::{Device, Result, Tensor};
 
 /// Share of a running moment that a batch replaces; PyTorch's default.
@@ -55,6 +56,8 @@ pub(crate) struct Spec<'a> {
     pub(crate) has_target: bool,
     /// The run's seed.
     pub(crate) seed: u64,
+    /// What host memory stores activations as; tensors are f32.
+    pub(crate) precision: Precision,
 }
 
 /// A fresh encoder on `device`; its moving average begins as it does.
@@ -80,7 +83,13 @@ mod tests {
     fn host_and_tensors_take_the_same_steps() {
         let plan = Architecture::SlimResnet.plan();
         let config = optimizer::Config::default();
-        let spec = Spec { plan: &plan, optimizer: &config, has_target: true, seed: 3 };
+        let spec = Spec {
+            plan: &plan,
+            optimizer: &config,
+            has_target: true,
+            seed: 3,
+            precision: Precision::F32,
+        };
         let mut host = host::Host::new(&spec).unwrap();
         let mut tensors = tensors::Tensors::new(&spec, &under_test()).unwrap();
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
@@ -111,7 +120,13 @@ mod tests {
     fn passes_over_two_sides_take_one_step_together() {
         let plan = Architecture::SlimResnet.plan();
         let config = optimizer::Config::Sgd { momentum: 0.0, weight_decay: 0.0 };
-        let spec = Spec { plan: &plan, optimizer: &config, has_target: false, seed: 3 };
+        let spec = Spec {
+            plan: &plan,
+            optimizer: &config,
+            has_target: false,
+            seed: 3,
+            precision: Precision::F32,
+        };
         let noise = |n: usize| (0..n).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let (large, small): (Vec<f32>, Vec<f32>) = (noise(6 * 768), noise(4 * 192));
         let pull = |n: usize| {
@@ -185,7 +200,13 @@ mod tests {
     fn a_target_pass_is_the_averages_and_leaves_everything_as_it_was() {
         let plan = Architecture::SlimResnet.plan();
         let config = optimizer::Config::default();
-        let spec = Spec { plan: &plan, optimizer: &config, has_target: true, seed: 3 };
+        let spec = Spec {
+            plan: &plan,
+            optimizer: &config,
+            has_target: true,
+            seed: 3,
+            precision: Precision::F32,
+        };
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let half = views[..3 * 768].to_vec();
         let values = |features: Tensor| features.to_vec2::<f32>().unwrap();

@@ -19,7 +19,7 @@ pub(super) struct Tensors {
 
 impl Tensors {
     pub(super) fn new(spec: &Spec<'_>, device: &Device) -> Result<Self> {
-        let Spec { plan, optimizer, has_target, seed } = *spec;
+        let Spec { plan, optimizer, has_target, seed, .. } = *spec;
         let params = Params::init(&plan.weights, &plan.moments, [seed, ENCODER_STREAM], device)?;
         let optimizer = Optimizer::new(optimizer, &[(ENCODER, &params)])?;
         let average = || Average::of(&params, params.weights.len());
