@@ -360,7 +360,8 @@ mod tests {
             let mut trainer = trainer_in(precision, &objective::Config::default(), 0.03);
             let mut losses = vec![];
             for step in 0..STEPS {
-                let ids: Vec<u64> = (0..N_IMAGES as u64).map(|i| i + 8 * (step as u64 % 4)).collect();
+                let ids: Vec<u64> =
+                    (0..N_IMAGES as u64).map(|i| i + 8 * (step as u64 % 4)).collect();
                 losses.push(trainer.step(views(&trainer, step, &ids), &ids).unwrap().loss);
             }
             let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;

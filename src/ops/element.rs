@@ -18,7 +18,9 @@ pub enum Precision {
 }
 
 /// A number as it is stored.
-pub(crate) trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
+pub(crate) trait Element:
+    Copy + Debug + Default + PartialEq + Send + Sync + 'static
+{
     /// The nearest that can be stored; of two that are as near the even one. What is no number stays
     /// none.
     fn narrow(value: f32) -> Self;

@@ -49,7 +49,10 @@ impl Isa {
             if has_avx512 {
                 available.push(Self(Set::Avx512));
             }
-            if has_avx512 && is_x86_feature_detected!("avx512bf16") {
+            if has_avx512
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512bf16")
+            {
                 available.push(Self(Set::Avx512Bf16));
             }
         }
@@ -71,8 +74,7 @@ impl Isa {
         if chosen == self { Ok(()) } else { Err(chosen) }
     }
 
-    /// Whether one instruction multiplies pairs of bf16 numbers. Elsewhere they are taken apart first,
-    /// and bf16 saves memory, not time.
+    /// Whether one instruction multiplies pairs of bf16 numbers. Elsewhere they are taken apart first.
     pub fn multiplies_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self.0 == Set::Avx512Bf16;

@@ -106,7 +106,7 @@ impl Tape {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encoder::{Architecture, Params};
+    use crate::encoder::{Architecture, Op, Params};
     use crate::ops::candle::interpreter::forward_train;
     use candle_core::{Device, Tensor};
 
@@ -246,56 +246,92 @@ mod tests {
         [found, gradient]
     }
 
-    /// Every operation's formula: in a plan this shallow rounding stays small, and an error would
-    /// not.
+    fn window(kernel: usize, stride: usize) -> crate::encoder::Geometry {
+        crate::encoder::Geometry { kernel, stride, padding: kernel / 2 }
+    }
+
+    /// A stem with a pool, and a convolution beside which its input is added.
+    fn pooled() -> Plan {
+        let mut plan = Plan::new("pooled");
+        let images = plan.images();
+        let stem = plan.convolution("stem", images, [3, 20], window(7, 2));
+        let stem = plan.batch_norm("stem.norm", stem, 20, None, true);
+        let pooled = plan.max_pool(stem);
+        let inner = plan.convolution("inner", pooled, [20, 20], window(3, 1));
+        let normed = plan.batch_norm("inner.norm", inner, 20, Some(pooled), true);
+        plan.global_average_pool(normed, 20);
+        plan
+    }
+
+    /// A block with a bottleneck of stride 2 and an odd number of channels.
+    fn bottleneck() -> Plan {
+        let mut plan = Plan::new("bottleneck");
+        let images = plan.images();
+        let stem = plan.convolution("stem", images, [3, 48], window(3, 1));
+        let stem = plan.batch_norm("stem.norm", stem, 48, None, true);
+        let first = plan.convolution("first", stem, [48, 15], window(1, 1));
+        let first = plan.batch_norm("first.norm", first, 15, None, true);
+        let second = plan.convolution("second", first, [15, 15], window(3, 2));
+        let second = plan.batch_norm("second.norm", second, 15, None, true);
+        let shortcut = plan.convolution("shortcut", stem, [48, 64], window(1, 2));
+        let shortcut = plan.batch_norm("shortcut.norm", shortcut, 64, None, false);
+        let third = plan.convolution("third", second, [15, 64], window(1, 1));
+        let last = plan.batch_norm("third.norm", third, 64, Some(shortcut), true);
+        plan.global_average_pool(last, 64);
+        plan
+    }
+
+    /// Every operation's formula. Rounding turns rectifiers over, and which of a window's pixels is
+    /// the greatest, and each moves a gradient: by a tenth or two in plans this shallow, where a
+    /// wrong formula moves it by about 1.
     #[test]
     fn shallow_plans_in_bf16_have_the_gradients_of_f32() {
-        let window =
-            |kernel, stride| crate::encoder::Geometry { kernel, stride, padding: kernel / 2 };
-        let mut convolved = Plan::new("convolved");
-        let images = convolved.images();
-        let stem = convolved.convolution("stem", images, [3, 20], window(7, 2));
-        let stem = convolved.batch_norm("stem.norm", stem, 20, None, true);
-        let pooled = convolved.max_pool(stem);
-        let inner = convolved.convolution("inner", pooled, [20, 20], window(3, 1));
-        let normed = convolved.batch_norm("inner.norm", inner, 20, Some(pooled), true);
-        convolved.global_average_pool(normed, 20);
-        for shape in [[1, 33], [7, 28], [33, 15]] {
-            let params = HostParams::init(&convolved, [1, 0]).unwrap();
-            for isa in Isa::available() {
-                let of = (&convolved, &params);
-                let [expected, gradient] = step(isa, Precision::F32, of, shape);
-                let [features, found] = step(isa, Precision::Bf16, of, shape);
-                println!(
-                    "{shape:?} {isa}: {} {}",
-                    distance(&features, &expected),
-                    distance(&found, &gradient)
-                );
-                for range in &params.ranges {
-                    println!("  {}", distance(&found[range.clone()], &gradient[range.clone()]));
+        for plan in [pooled(), bottleneck()] {
+            let params = HostParams::init(&plan, [1, 0]).unwrap();
+            for (shape, isa) in [[1, 33], [7, 28], [33, 15]]
+                .into_iter()
+                .flat_map(|shape| Isa::available().into_iter().map(move |isa| (shape, isa)))
+            {
+                let [expected, gradient] = step(isa, Precision::F32, (&plan, &params), shape);
+                let [features, found] = step(isa, Precision::Bf16, (&plan, &params), shape);
+                let what = format!("{} of {shape:?} on {isa}", plan.architecture);
+                let error = distance(&features, &expected);
+                assert!(error < 1e-2, "features of {what}: {error}");
+                let error = distance(&found, &gradient);
+                assert!(error < 0.3, "{what}: {error}");
+                for (spec, range) in plan.weights.iter().zip(&params.ranges) {
+                    let error = distance(&found[range.clone()], &gradient[range.clone()]);
+                    assert!(error < 0.5, "{} of {what}: {error}", spec.name);
                 }
             }
         }
     }
 
+    /// At random weights the gradients of deep rectified networks differ by a third in norm, as those
+    /// of PyTorch's autocast do: rounding turns rectifiers over in each layer. Fifty layers of so few
+    /// pixels leave nothing of them (the test of f32 above allows a tenth for its own rounding, 2^-16
+    /// of bf16's), so that ResNet-50 is told by its block above.
     #[test]
     fn bf16_has_the_features_of_f32_and_gradients_that_point_its_way() {
         for architecture in Architecture::ALL {
             let plan = architecture.plan();
+            let is_transformer = plan.ops.iter().any(|op| matches!(op, Op::Gelu { .. }));
+            if !is_transformer && plan.weights.len() > 100 {
+                continue;
+            }
             let params = HostParams::init(&plan, [1, 0]).unwrap();
             let is_small = plan.weights.len() < 200 && plan.feature_dim <= 256;
             let shapes: &[_] = if is_small { &[[7, 33], [33, 15]] } else { &[[9, 15]] };
+            let (most, least) = if is_transformer { (2e-2, 0.99) } else { (0.15, 0.8) };
             for &shape in shapes {
                 for isa in Isa::available() {
                     let of = (&plan, &params);
                     let [expected, gradient] = step(isa, Precision::F32, of, shape);
                     let [features, found] = step(isa, Precision::Bf16, of, shape);
-                    println!(
-                        "{architecture} {shape:?} {isa}: {} {} {}",
-                        distance(&features, &expected),
-                        cosine(&found, &gradient),
-                        distance(&found, &gradient)
-                    );
+                    let (error, cosine) =
+                        (distance(&features, &expected), cosine(&found, &gradient));
+                    println!("{architecture} {shape:?} on {isa}: {error:.4}, {cosine:.4}");
+                    assert!(error < most && cosine > least, "{architecture} {shape:?} on {isa}");
                 }
             }
         }
@@ -328,18 +364,20 @@ mod tests {
         let plan = Architecture::SlimResnet.plan();
         let params = HostParams::init(&plan, [1, 0]).unwrap();
         let (images, pull) = (noise(1, 9 * 28 * 28 * 3), noise(2, 9 * plan.feature_dim));
-        let gradient = |threads: usize| {
+        let gradient = |precision: Precision, threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let mut tape = Tape::new(&plan, 9, 28).unwrap();
+                let mut tape = Tape::storing(precision, &plan, 9, 28).unwrap();
                 let mut gradient = vec![0.0; params.values.len()];
                 tape.forward(&params, images.clone()).unwrap();
                 tape.backward(&params, &pull, &mut gradient).unwrap();
                 gradient.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
             })
         };
-        let one = gradient(1);
-        assert!(one == gradient(2) && one == gradient(3));
+        for precision in [Precision::F32, Precision::Bf16] {
+            let one = gradient(precision, 1);
+            assert!(one == gradient(precision, 2) && one == gradient(precision, 3));
+        }
     }
 
     /// Sums in f64 of what f32 kernels made: what is left is their rounding.
