@@ -147,17 +147,14 @@ impl<E: Stored> Tiles<'_, E> {
         // channels from `column` on are left in each.
         unsafe {
             let place = |row: usize| first + *targets.get_unchecked(row) as usize * outputs;
-            let mut add_rows = |from: *const E| {
+            // Not a closure, which would be compiled without the unit's instructions.
+            let accumulated = self.tail.accumulates.then_some(self.output.cast_const());
+            let residual = self.tail.residual.map(<[E]>::as_ptr);
+            for added in [accumulated, residual].into_iter().flatten() {
                 for row in 0..R {
-                    let values = load_pair::<L, E>(from.add(place(row)), columns);
+                    let values = load_pair::<L, E>(added.add(place(row)), columns);
                     tile[row] = add_pair::<L>(tile[row], values);
                 }
-            };
-            if self.tail.accumulates {
-                add_rows(self.output);
-            }
-            if let Some(residual) = self.tail.residual {
-                add_rows(residual.as_ptr());
             }
             if let Some(bias) = self.tail.bias {
                 let bias = load_pair::<L, f32>(bias.as_ptr().add(column), 2 * L::WIDTH);

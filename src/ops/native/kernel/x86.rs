@@ -96,10 +96,12 @@ impl Lanes for Avx2 {
     unsafe fn dot(a: __m256i, b: __m256i, c: __m256) -> __m256 {
         // SAFETY: see above.
         unsafe {
+            let low_a = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a));
+            let low_b = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b));
             let upper = _mm256_set1_epi32(-0x1_0000);
-            let low = |words| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words));
-            let high = |words| _mm256_castsi256_ps(_mm256_and_si256(words, upper));
-            _mm256_fmadd_ps(high(a), high(b), _mm256_fmadd_ps(low(a), low(b), c))
+            let high_a = _mm256_castsi256_ps(_mm256_and_si256(a, upper));
+            let high_b = _mm256_castsi256_ps(_mm256_and_si256(b, upper));
+            _mm256_fmadd_ps(high_a, high_b, _mm256_fmadd_ps(low_a, low_b, c))
         }
     }
     #[inline(always)]
@@ -192,13 +194,15 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
         // register of 64 bytes.
         unsafe {
             if HAS_BF16 {
-                let pairs = |words| transmute::<__m512i, __m512bh>(words);
-                return _mm512_dpbf16_ps(c, pairs(a), pairs(b));
+                let (a, b) = (transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b));
+                return _mm512_dpbf16_ps(c, a, b);
             }
+            let low_a = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(a));
+            let low_b = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(b));
             let upper = _mm512_set1_epi32(-0x1_0000);
-            let low = |words| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words));
-            let high = |words| _mm512_castsi512_ps(_mm512_and_si512(words, upper));
-            _mm512_fmadd_ps(high(a), high(b), _mm512_fmadd_ps(low(a), low(b), c))
+            let high_a = _mm512_castsi512_ps(_mm512_and_si512(a, upper));
+            let high_b = _mm512_castsi512_ps(_mm512_and_si512(b, upper));
+            _mm512_fmadd_ps(high_a, high_b, _mm512_fmadd_ps(low_a, low_b, c))
         }
     }
     #[inline(always)]
