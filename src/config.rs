@@ -225,6 +225,7 @@ impl Config {
         self.augment.validate()?;
         self.batch.validate()?;
         self.replay.validate()?;
+        self.validate_input_of_encoder()?;
         self.objective.validate()?;
         self.objective.validate_batch(self.batch.images)?;
         self.learner.validate()?;
@@ -233,6 +234,21 @@ impl Config {
         self.checkpoint.validate()?;
         self.prequential.validate()?;
         self.server.validate()
+    }
+}
+
+impl Config {
+    /// An encoder with positions of a grid takes images of one side.
+    fn validate_input_of_encoder(&self) -> Result<(), Invalid> {
+        let Config { encoder, input, .. } = self;
+        match encoder.architecture.only_side_px() {
+            Some(side_px) if side_px != input.side_px => {
+                let allowed =
+                    format!("{side_px} with encoder.architecture {}", encoder.architecture);
+                Err(Invalid::new("input.side_px", input.side_px, allowed))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -264,7 +280,8 @@ fn explain(layers: &Figment, error: &figment::Error) -> Error {
 
 const DURATION: &str = "a duration, such as \"500ms\", \"20s\" or \"5m\"";
 /// What is allowed under keys whose text is read by a parser that does not say.
-const HINTS: [(&str, &str); 9] = [
+const HINTS: [(&str, &str); 10] = [
+    ("learner.near_duplicates", learner::NEAR_DUPLICATES),
     ("server.listen", "an address and a port, such as \"127.0.0.1:8080\""),
     ("batch.max_wait", DURATION),
     ("schedule.end_after", DURATION),
@@ -353,6 +370,13 @@ mod tests {
             ("batch.images", "1", "from 2 to 8192"),
             ("batch.steps_per_batch", "0", "from 1 to batch.images"),
             ("replay.max_bytes", "10", "at least 1000000"),
+            ("replay.duplicate_window", "200000", "from 0 to 100000"),
+            ("image.duplicate_bits", "65", "from 0 to 64"),
+            ("learner.alignment.weight", "-1.0", "from 0 to 1000"),
+            ("learner.alignment.refresh_steps", "0", "at least 1"),
+            ("learner.alignment.hidden", "0", "from 1 to 16384"),
+            ("learner.near_duplicates", "1.5", "\"mask\""),
+            ("replay.centroids", "0", "from 1 to 4096"),
             ("objective.temperature", "0.0", "from 0.01 to 10"),
             ("objective.head.hidden", "0", "from 1 to 16384"),
             ("objective.head.output", "0", "from 1 to 16384"),
@@ -360,6 +384,8 @@ mod tests {
             ("learner.optimizer.momentum", "1.0", "from 0 to below 1"),
             ("learner.optimizer.weight_decay", "2.0", "from 0 to 1"),
             ("learner.schedule.learning_rate", "0.0", "from 1e-8 to 100"),
+            ("learner.optimizer.max_gradient_norm", "0.0", "from 0.000001 to 1000000"),
+            ("learner.schedule.restart_every_steps", "50", "more than warmup_steps"),
             ("learner.schedule.end_steps", "10", "more than warmup_steps"),
             ("learner.schedule.end_after", "\"1ms\"", "at least 1s"),
             ("gate.min_spread", "1.0", "from 0 to below 1"),
@@ -367,6 +393,7 @@ mod tests {
             ("snapshot.every", "\"1ms\"", "from 100ms to 1day"),
             ("snapshot.resident", "0", "from 1 to 1000"),
             ("snapshot.keep", "0", "at least 1"),
+            ("snapshot.average_momentum", "1.0", "from 0 to below 1"),
             ("checkpoint.dir", "\"\"", "a folder"),
             ("checkpoint.every", "\"2days\"", "from 100ms to 1day"),
             ("checkpoint.keep", "0", "from 1 to 1000"),
@@ -464,6 +491,14 @@ mod tests {
         assert!(message.contains("temperature") && message.contains("norm_groups"), "{message}");
     }
 
+    #[test]
+    fn an_encoder_of_a_grid_wants_its_side() {
+        let text = "encoder.architecture = \"vit-small-patch16-grid14\"\ninput.side_px";
+        let message = message(&format!("{text} = 96"));
+        assert!(message.contains("input.side_px = 96") && message.contains("224"), "{message}");
+        Config::parse(&format!("{text} = 224")).unwrap();
+    }
+
     /// A value of the wrong kind: the message names the key and the value's kind.
     #[test]
     fn values_of_the_wrong_kind_and_unknown_names_are_refused_by_name() {
@@ -475,6 +510,8 @@ mod tests {
             ("source.kind = \"s3\"", "source.kind", "folder"),
             ("kafka.start = \"now\"", "kafka.start", "earliest"),
             ("augment.recipe = \"moco\"", "augment.recipe", "byol"),
+            ("learner.near_duplicates = \"drop\"", "learner.near_duplicates", "a weight"),
+            ("learner.schedule.batch_scaling = \"root\"", "batch_scaling", "linear"),
             ("batch.pace = \"slow\"", "batch.pace", "fixed"),
             ("batch.images = \"many\"", "batch.images", "many"),
             ("replay.policy = \"all\"", "replay.policy", "reservoir"),

@@ -104,6 +104,18 @@ pub const TABLE: &[Metric] = &[
         help: "Images in the replay buffer",
     },
     Metric {
+        name: "selfstream_duplicate_images_total",
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Images learned once and not kept, as near-duplicates of one kept shortly before",
+    },
+    Metric {
+        name: "selfstream_near_duplicate_negatives_total",
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        help: "Pairs of near-duplicates in a batch that count less as negatives of each other",
+    },
+    Metric {
         name: "selfstream_embedding_spread_ratio",
         kind: Kind::Gauge,
         unit: Unit::Count,

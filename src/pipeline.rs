@@ -6,7 +6,9 @@ use crate::config::Config;
 use crate::decode::pool::{Pool, Size};
 use crate::evaluate::prequential::Prequential;
 use crate::learner::trainer::{Recipe, Trainer};
-use crate::learner::{self, Inputs, Learner, Limits, Observer, Refuse, Settings, Summary, Vitals};
+use crate::learner::{
+    self, Inputs, Learner, Limits, Observer, Refuse, Settings, Summary, Vitals, beginning,
+};
 use crate::replay::Policy;
 use crate::server::{self, Server};
 use crate::sink::dead_letter::DeadLetters;
@@ -14,7 +16,7 @@ use crate::snapshot::{Encoded, Provenance, Registry, Snapshot};
 use crate::source::folder::Folder;
 use crate::source::kafka::{Kafka, Lag};
 use crate::source::{self, LearnerLink, Link, Source};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -127,7 +129,7 @@ pub fn untrained(config: &Config) -> Result<Snapshot> {
     let trainer = open_trainer(config)?;
     let preprocess = Preprocess::imagenet(config.input.side_px);
     let architecture = config.encoder.architecture;
-    let (arrays, device) = (trainer.encoder()?, trainer.device());
+    let (arrays, device) = (trainer.served()?, trainer.device());
     let provenance = Provenance::default();
     let encoded = Encoded::new(architecture, &preprocess, &arrays, provenance, device)?;
     Ok(encoded.snapshot)
@@ -206,16 +208,19 @@ fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learn
          replay.policy = \"none\""
     );
     let trainer = open_trainer(config)?;
+    let near_duplicates = config.learner.near_duplicates.weight();
     let views = ViewSpec {
         seed: config.run.seed,
         augment: config.augment.clone(),
         preprocess: Preprocess::imagenet(config.input.side_px),
         decode: config.image.clone(),
         groups: trainer.view_groups(),
+        fingerprints: near_duplicates < 1.0 || config.replay.duplicate_window > 0,
     };
     let settings = Settings {
         batch: config.batch.clone(),
         replay: config.replay.clone(),
+        near_duplicates,
         checkpoint: config.checkpoint.clone(),
         snapshot: config.snapshot.clone(),
         gate: config.gate.clone(),
@@ -232,15 +237,27 @@ fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learn
 fn open_trainer(config: &Config) -> Result<Trainer> {
     config.run.instructions.choose()?;
     let device = config.run.device.open()?;
+    let architecture = config.encoder.architecture;
+    let plan = architecture.plan();
+    let init = config.encoder.init.as_deref().map(|path| beginning::read(path, &plan));
     let trainer = Trainer::new(&Recipe {
-        plan: &config.encoder.architecture.plan(),
+        plan: &plan,
         side_px: config.input.side_px,
         objective: &config.objective,
         optimizer: &config.learner.optimizer,
-        schedule: &config.learner.schedule,
+        schedule: &config.learner.schedule.for_batch(config.batch.images),
+        average_momentum: config.snapshot.average_momentum,
+        alignment: &config.learner.alignment,
         seed: config.run.seed,
         device: &device,
         precision: config.run.precision.choose(&device)?,
+        init: init.transpose()?.as_ref(),
     })?;
+    if let Some(side_px) = architecture.only_side_px() {
+        let sides = trainer.view_groups().into_iter().filter_map(|group| group.side_px);
+        for other in sides.filter(|side| *side != side_px) {
+            bail!("{architecture} takes views of {side_px} px, [objective] has some of {other} px");
+        }
+    }
     Ok(trainer)
 }

@@ -23,6 +23,10 @@ pub enum Purpose {
     Evaluate,
     /// Which images share the target's batch statistics; counters: step.
     NormGroups,
+    /// The projection of features to sketches; no counters.
+    Sketch,
+    /// Which image a policy that looks at sketches gives up; counters: images offered.
+    Evict,
 }
 
 /// A generator for `purpose` at `counters` of the run seeded by `seed`.

@@ -28,11 +28,21 @@ pub struct Config {
     pub dir: Option<PathBuf>,
     /// Versions that are kept there.
     pub keep: usize,
+    /// Share of the weights' moving average that a step keeps, where the average is served; 0 serves
+    /// the weights themselves.
+    pub average_momentum: f64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { every_steps: 200, every: Duration::from_secs(20), resident: 4, dir: None, keep: 20 }
+        Self {
+            every_steps: 200,
+            every: Duration::from_secs(20),
+            resident: 4,
+            dir: None,
+            keep: 20,
+            average_momentum: 0.0,
+        }
     }
 }
 
@@ -46,7 +56,9 @@ impl Config {
         let seconds = self.every.as_secs_f64();
         within("snapshot.every", seconds, 0.1..=86_400.0, "from 100ms to 1day")?;
         within("snapshot.resident", self.resident, 1..=1000, "from 1 to 1000")?;
-        within("snapshot.keep", self.keep, 1.., "at least 1")
+        within("snapshot.keep", self.keep, 1.., "at least 1")?;
+        let key = "snapshot.average_momentum";
+        within(key, self.average_momentum, 0.0..1.0, "from 0 to below 1")
     }
 }
 

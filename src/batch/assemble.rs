@@ -1,6 +1,7 @@
 //! Makes batches of views on a worker pool, one batch ahead of the learner.
 
 use crate::augment::{self, Augmenter, Preprocess, ViewGroup};
+use crate::decode::fingerprint::fingerprint;
 use crate::decode::{self, Pixels};
 use crate::replay::Entry;
 use crate::source::Origin;
@@ -45,6 +46,8 @@ pub struct Batch {
     /// Flat `[V * N, H, W, C]`: all images' first views, then all images' second views, and so on
     /// through the groups; a group has a side of its own.
     pub views: Vec<f32>,
+    /// The fingerprint of each image, where they are wanted.
+    pub fingerprints: Vec<u64>,
     /// When it was done.
     pub made_at: Instant,
 }
@@ -62,6 +65,8 @@ pub struct ViewSpec {
     pub decode: decode::Config,
     /// The views of each image, group after group.
     pub groups: Vec<ViewGroup>,
+    /// Whether the images' fingerprints are wanted.
+    pub fingerprints: bool,
 }
 
 impl ViewSpec {
@@ -148,22 +153,32 @@ pub fn assemble(spec: &ViewSpec, order: Order) -> Result<Batch> {
         }
         rest = after;
     }
-    slots.into_par_iter().enumerate().try_for_each_init(
+    let mut fingerprints = vec![0; if spec.fingerprints { n_images } else { 0 }];
+    let mut prints: Vec<Option<&mut u64>> = fingerprints.iter_mut().map(Some).collect();
+    prints.resize_with(n_images, || None);
+    slots.into_par_iter().zip(prints).enumerate().try_for_each_init(
         || Augmenter::new(&spec.augment, &spec.preprocess, &spec.groups),
-        |augmenter, (index, slots)| {
+        |augmenter, (index, (slots, print))| {
             let n_fresh = order.fresh.len();
+            let take = |pixels: &Pixels| {
+                if let Some(print) = print {
+                    *print = fingerprint(pixels);
+                }
+            };
             if let Some(fresh) = order.fresh.get(index) {
+                take(&fresh.pixels);
                 make_views(spec, augmenter, (&fresh.origin, order.step), &fresh.pixels, slots);
             } else {
                 let entry = &order.replayed[index - n_fresh];
                 let pixels = decode::decode(&entry.bytes, None, &spec.decode)
                     .with_context(|| format!("replaying {}", entry.origin))?;
+                take(&pixels);
                 make_views(spec, augmenter, (&entry.origin, order.step), &pixels, slots);
             }
             anyhow::Ok(())
         },
     )?;
-    Ok(Batch { order, views, made_at: Instant::now() })
+    Ok(Batch { order, views, fingerprints, made_at: Instant::now() })
 }
 
 fn make_views(
@@ -177,5 +192,57 @@ fn make_views(
     for (view, slot) in slots.into_iter().enumerate() {
         let mut rng = augment::view_rng(spec.seed, origin_seed, step, view as u64);
         augmenter.view(pixels, view, &mut rng, slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::codecs::png::PngEncoder;
+    use image::{ExtendedColorType, ImageEncoder};
+    use std::sync::Arc;
+
+    fn origin(offset: i64) -> Origin {
+        Origin { topic: Arc::from("images"), partition: 0, offset }
+    }
+
+    /// Brighter to the right, or to the left.
+    fn ramp(rises: bool) -> Pixels {
+        let grey = |i: u8| if rises { 9 * (i % 16) } else { 200 - 9 * (i % 16) };
+        Pixels { width_px: 16, height_px: 16, rgb: (0..=255).flat_map(|i| [grey(i); 3]).collect() }
+    }
+
+    fn order() -> Order {
+        let fresh = Fresh {
+            origin: origin(1),
+            generation: 1,
+            bytes: Bytes::new(),
+            pixels: ramp(true),
+            timestamp_ms: None,
+        };
+        let mut png = Vec::new();
+        let encoder = PngEncoder::new(&mut png);
+        encoder.write_image(&ramp(false).rgb, 16, 16, ExtendedColorType::Rgb8).unwrap();
+        let replayed =
+            Entry { origin: origin(2), bytes: png.into(), stored_at: None, sketch: None };
+        Order { step: 3, fresh: vec![fresh], replayed: vec![replayed] }
+    }
+
+    #[test]
+    fn fresh_and_replayed_images_have_fingerprints_where_they_are_wanted() {
+        let spec = |fingerprints| ViewSpec {
+            seed: 1,
+            augment: augment::Config::default(),
+            preprocess: Preprocess::imagenet(8),
+            decode: decode::Config::default(),
+            groups: vec![ViewGroup::alike(2)],
+            fingerprints,
+        };
+        let wanted = assemble(&spec(true), order()).unwrap();
+        assert_eq!(wanted.fingerprints, [u64::MAX, 0]);
+        let unwanted = assemble(&spec(false), order()).unwrap();
+        assert!(unwanted.fingerprints.is_empty());
+        assert_eq!(wanted.views, unwanted.views);
+        assert_eq!(wanted.views.len(), 2 * 2 * 8 * 8 * 3);
     }
 }

@@ -63,7 +63,7 @@ impl Config {
 }
 
 /// The part of a checkpoint that is not arrays.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of this form.
     pub format: u32,
@@ -78,6 +78,9 @@ pub struct Manifest {
     /// Time spent training, over restarts.
     #[serde(with = "humantime_serde")]
     pub trained: Duration,
+    /// Steps taken when the learning rate last warmed up again.
+    #[serde(default)]
+    pub restarted_at: u64,
     /// Counts since the run began.
     pub counts: Counts,
     /// Where each partition goes on.
@@ -276,7 +279,7 @@ mod tests {
 
     fn entry(offset: i64, len: usize) -> Entry {
         let origin = Origin { topic: Arc::from("images"), partition: 0, offset };
-        Entry { origin, bytes: Bytes::from(vec![offset as u8; len]), stored_at: None }
+        Entry { origin, bytes: Bytes::from(vec![offset as u8; len]), stored_at: None, sketch: None }
     }
 
     fn manifest(step: u64, entries: &[Entry], n_pending: usize) -> Manifest {
@@ -290,6 +293,7 @@ mod tests {
             side_px: 32,
             step,
             trained: Duration::from_millis(1500),
+            restarted_at: 1,
             counts: Counts { learned: step * 64, refused: 3 },
             offsets: vec![PartitionOffset {
                 partition: Partition { topic: Arc::from("images"), partition: 0 },

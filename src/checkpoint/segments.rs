@@ -130,7 +130,7 @@ impl Segments {
             let bytes = Bytes::copy_from_slice(&content[begin..end]);
             let stored_at = Some(entry.stored_at);
             let list = if entry.is_pending { &mut pending } else { &mut drawn };
-            list.push(Entry { origin: entry.origin(), bytes, stored_at });
+            list.push(Entry { origin: entry.origin(), bytes, stored_at, sketch: None });
         }
         Ok((drawn, pending))
     }

@@ -23,6 +23,9 @@ pub struct Config {
     pub working_side_px: u32,
     /// What transparent pixels are laid on, red, green, blue.
     pub background: [u8; 3],
+    /// Two images are near-duplicates where their [fingerprints](super::fingerprint) differ in at
+    /// most so many of 64 bits.
+    pub duplicate_bits: u32,
 }
 
 impl Default for Config {
@@ -38,6 +41,8 @@ impl Default for Config {
             working_side_px: 512,
             // Transparent pictures (logos, clip art, cut-outs) are made to be seen on a page.
             background: [255; 3],
+            // A guess: unrelated images differ in about 32, give or take 4.
+            duplicate_bits: 8,
         }
     }
 }
@@ -59,7 +64,8 @@ impl Config {
             self.working_side_px,
             self.min_side_px..=65_535,
             "from image.min_side_px to 65535",
-        )
+        )?;
+        setting::within("image.duplicate_bits", self.duplicate_bits, 0..=64, "from 0 to 64")
     }
 }
 
@@ -75,6 +81,7 @@ mod tests {
             ("image.max_pixels", Config { max_pixels: 0, ..Config::default() }),
             ("image.max_pixels", Config { max_pixels: 1_000_000_001, ..Config::default() }),
             ("image.min_side_px", Config { min_side_px: 0, ..Config::default() }),
+            ("image.duplicate_bits", Config { duplicate_bits: 65, ..Config::default() }),
             ("image.working_side_px", Config { working_side_px: 7, ..Config::default() }),
             ("image.working_side_px", Config { working_side_px: 65_536, ..Config::default() }),
         ];

@@ -10,6 +10,7 @@
 
 mod colour;
 mod config;
+pub mod fingerprint;
 mod formats;
 mod jpeg;
 mod limits;

@@ -11,6 +11,7 @@ mod contiguous;
 mod op;
 mod params;
 mod plan;
+pub mod pretrained;
 mod resnet;
 mod vit;
 
@@ -21,6 +22,7 @@ pub use params::{Array, NamedArrays, Params, RunningMoments};
 pub use plan::{Init, MomentsSpec, Plan, WeightSpec};
 
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// `[encoder]`: what learns.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -29,6 +31,9 @@ pub struct Config {
     /// The architecture: `slim-resnet` (2.8 million weights, for a CPU), `resnet18` (11 million),
     /// `resnet50` (24 million), the last two with `-imagenet` at the end for images of 100 pixels
     /// and more; `vit-tiny-patchP` (5.5 million) or `vit-small-patchP` (22 million), which cut
-    /// images into patches of P pixels.
+    /// images into patches of P pixels; with `-gridG` at the end they have a class token and learned
+    /// positions of G x G patches, as timm's and DINO's.
     pub architecture: Architecture,
+    /// A safetensors file of weights to begin with: torchvision's, timm's or DINO's, or a snapshot.
+    pub init: Option<PathBuf>,
 }

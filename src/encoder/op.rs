@@ -103,6 +103,19 @@ pub enum Op {
         /// Index of the bias `[D]`.
         bias: usize,
     },
+    /// Puts a class token before the pixels, in a row, and adds a learned position to each:
+    /// `[N, H, W, D]` to `[N, 1, H W + 1, D]` (Dosovitskiy et al. 2020, arXiv 2010.11929, eq. 1).
+    Tokens {
+        /// The pixels.
+        input: Value,
+        /// Index of the positions `[H W + 1, D]`; the first one is the class token with its own.
+        positions: usize,
+    },
+    /// `[N, H, W, C]` to `[N, C]`: the first pixel's.
+    FirstPixel {
+        /// What it is taken of.
+        input: Value,
+    },
 }
 
 impl Op {
@@ -115,7 +128,9 @@ impl Op {
             | Self::LayerNorm { input, .. }
             | Self::Gelu { input }
             | Self::Attention { input, .. }
-            | Self::Positions { input, .. } => (input, None),
+            | Self::Positions { input, .. }
+            | Self::Tokens { input, .. }
+            | Self::FirstPixel { input } => (input, None),
             Self::BatchNorm { input, residual, .. } | Self::Linear { input, residual, .. } => {
                 (input, residual)
             }

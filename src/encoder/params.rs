@@ -80,6 +80,16 @@ impl Params {
         Ok(Self { specs: specs.to_vec(), weights, moments_specs: moments_specs.to_vec(), moments })
     }
 
+    /// The same numbers in variables of their own.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn duplicate(&self) -> Result<Self> {
+        // Detached, or each would be the very weight that it is a copy of.
+        let copies = self.weights.iter().map(|weight| Var::from_tensor(&weight.detach()));
+        Ok(Self { weights: copies.collect::<Result<_>>()?, ..self.clone() })
+    }
+
     /// The device they live on.
     pub fn device(&self) -> Device {
         self.weights.first().map_or(Device::Cpu, |weight| weight.device().clone())
@@ -131,6 +141,7 @@ fn initial_values(spec: &WeightSpec, seed: u64, counters: [u64; 2]) -> Vec<f32> 
     match spec.init {
         Init::Zeros => vec![0.0; len],
         Init::Ones => vec![1.0; len],
+        Init::Normal { deviation } => normal(len, deviation * deviation, seed, counters),
         Init::HeNormal { fan } => normal(len, 2.0 / fan as f32, seed, counters),
         Init::GlorotNormal { inputs, outputs } => {
             normal(len, 2.0 / (inputs + outputs) as f32, seed, counters)

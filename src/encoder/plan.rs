@@ -12,6 +12,11 @@ pub enum Init {
     Zeros,
     /// All one.
     Ones,
+    /// Normal with this standard deviation.
+    Normal {
+        /// It.
+        deviation: f32,
+    },
     /// Normal with variance 2 / `fan` (He et al. 2015, arXiv 1502.01852, eq. 10).
     HeNormal {
         /// Inputs (or outputs) that a unit sums over.
@@ -171,6 +176,25 @@ impl Plan {
     pub fn positions(&mut self, name: &str, input: Value, channels: usize) -> Value {
         let bias = self.vector(format!("{name}.bias"), channels, Init::Zeros);
         self.push(Op::Positions { input, bias })
+    }
+
+    /// Adds a class token before the pixels and a position to each of these `tokens`, of `channels`.
+    pub fn tokens(&mut self, input: Value, [tokens, channels]: [usize; 2]) -> Value {
+        let positions = self.weight(WeightSpec {
+            name: "tokens.positions".to_owned(),
+            shape: vec![tokens, channels],
+            // As timm's and DINO's begin.
+            init: Init::Normal { deviation: 0.02 },
+            decay: false,
+            adapt: false,
+        });
+        self.push(Op::Tokens { input, positions })
+    }
+
+    /// Ends the plan: features are the first pixel of `input`, `channels` long.
+    pub fn first_pixel(&mut self, input: Value, channels: usize) {
+        self.feature_dim = channels;
+        self.push(Op::FirstPixel { input });
     }
 
     /// Ends the plan: features are the mean over pixels of `input`, `channels` long.

@@ -158,8 +158,9 @@ impl<'a> Run<'a> {
         ensure!(!positions.is_empty(), "there are no images to train on");
         let Recipe { optimizer, seed, device, precision, .. } = recipe;
         let plan = recipe.architecture.plan();
+        let (shadows, init) = (&[][..], None);
         let (seed, precision) = (*seed, *precision);
-        let spec = Spec { plan: &plan, optimizer, has_target: false, seed, precision };
+        let spec = Spec { plan: &plan, optimizer, shadows, seed, precision, init };
         let head = head(classes.names().len(), plan.feature_dim, device)?;
         Ok(Self {
             recipe,
@@ -188,7 +189,7 @@ impl<'a> Run<'a> {
         let pass = self.positions.len().div_ceil(self.recipe.batch_images);
         let last = &losses[losses.len().saturating_sub(pass)..];
         let Recipe { architecture, preprocess, device, .. } = self.recipe;
-        let (arrays, provenance) = (self.encoder.encoder()?, Provenance::default());
+        let (arrays, provenance) = (self.encoder.served()?, Provenance::default());
         let encoded = Encoded::new(*architecture, preprocess, &arrays, provenance, device)?;
         Ok(Trained {
             snapshot: encoded.snapshot,
@@ -217,8 +218,9 @@ impl<'a> Run<'a> {
         let gradients = loss.backward()?;
         let features = gradients.get(&leaf).context("no gradient reaches the features")?;
         let rate = self.schedule.rate(self.progress);
-        self.encoder.step(std::slice::from_ref(features), rate)?;
-        self.optimizer.step(&[(&self.head, &gradients)], rate)?;
+        self.encoder.backward(std::slice::from_ref(features))?;
+        let head = (&[&self.head][..], gradients);
+        backbone::step_together(&mut *self.encoder, &mut self.optimizer, head, rate)?;
         Ok(loss.to_scalar::<f32>()?)
     }
 
@@ -347,7 +349,7 @@ mod tests {
         let hour = Duration::from_secs(3600);
         let time = ending(&schedule, Budget::Time(hour));
         assert_eq!((time.end_steps, time.end_after), (None, Some(hour)));
-        let over = Progress { steps: 9000, trained: hour };
+        let over = Progress { steps: 9000, trained: hour, restarted_at: 0 };
         assert_eq!(time.rate(over), 0.0);
     }
 }

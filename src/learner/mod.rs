@@ -1,7 +1,9 @@
 //! The learner: the one thread that changes weights, and the authority on what is done.
 
+pub mod alignment;
 mod arrivals;
 pub(crate) mod backbone;
+pub mod beginning;
 pub mod history;
 mod journal;
 mod listen;
@@ -11,6 +13,7 @@ pub mod optimizer;
 mod publish;
 mod run;
 pub mod schedule;
+mod served;
 mod state;
 mod target;
 pub mod trainer;
@@ -26,8 +29,10 @@ pub use vitals::{Summary, Vitals};
 use crate::batch;
 use crate::batch::assemble::{Assembler, ViewSpec};
 use crate::checkpoint::Counts;
+use crate::replay::repeats::Repeats;
+use crate::replay::sketch::Sketcher;
 use crate::replay::{Entry, Replay};
-use crate::setting::Invalid;
+use crate::setting::{Invalid, within};
 use crate::source::{Commit, Control};
 use arrivals::Arrivals;
 use journal::Journal;
@@ -40,6 +45,9 @@ use tokio_util::sync::CancellationToken;
 use trainer::Trainer;
 use vitals::Losses;
 
+/// What `learner.near_duplicates` may be.
+pub(crate) const NEAR_DUPLICATES: &str = "\"keep\", \"mask\", or a weight from 0 to 1";
+
 /// `[learner]`: how gradients become steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -48,6 +56,48 @@ pub struct Config {
     pub optimizer: optimizer::Config,
     /// The learning rate over the run.
     pub schedule: schedule::Config,
+    /// What becomes of near-duplicates of an image among its negatives, in the objectives that have
+    /// negatives of the same batch: `keep`, `mask`, or their weight.
+    pub near_duplicates: NearDuplicates,
+    /// Alignment with a past encoder.
+    pub alignment: alignment::Config,
+}
+
+/// How much near-duplicates count as negatives of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum NearDuplicates {
+    /// By name.
+    Named(Named),
+    /// So much as others.
+    Weight(f32),
+}
+
+/// The weights that have names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Named {
+    /// As much as others.
+    Keep,
+    /// Not at all.
+    Mask,
+}
+
+impl Default for NearDuplicates {
+    fn default() -> Self {
+        Self::Named(Named::Keep)
+    }
+}
+
+impl NearDuplicates {
+    /// Their weight; 1 is that of others.
+    pub fn weight(self) -> f32 {
+        match self {
+            Self::Named(Named::Keep) => 1.0,
+            Self::Named(Named::Mask) => 0.0,
+            Self::Weight(weight) => weight,
+        }
+    }
 }
 
 impl Config {
@@ -57,7 +107,10 @@ impl Config {
     /// The first value that is not allowed, by key.
     pub fn validate(&self) -> Result<(), Invalid> {
         self.optimizer.validate()?;
-        self.schedule.validate()
+        self.schedule.validate()?;
+        self.alignment.validate()?;
+        let weight = self.near_duplicates.weight();
+        within("learner.near_duplicates", weight, 0.0..=1.0, NEAR_DUPLICATES)
     }
 }
 
@@ -66,6 +119,11 @@ pub struct Learner {
     trainer: Trainer,
     arrivals: Arrivals,
     replay: Box<dyn Replay>,
+    /// Where the buffer wants to know what images look like.
+    sketcher: Option<Sketcher>,
+    repeats: Repeats,
+    /// The weight of near-duplicates among negatives.
+    near_duplicates: f32,
     /// Images learned in the last step: offered to the buffer after the next draw, so that a batch
     /// can be drawn while the one before it is learned.
     pending: Vec<Entry>,

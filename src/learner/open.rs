@@ -16,6 +16,8 @@ use crate::decode::pool::Outcomes;
 use crate::encoder::Architecture;
 use crate::gate;
 use crate::replay;
+use crate::replay::repeats::Repeats;
+use crate::replay::sketch::Sketcher;
 use crate::snapshot::{self, Registry};
 use crate::source::offsets::OffsetTracker;
 use crate::source::{Commit, Control};
@@ -32,6 +34,8 @@ pub struct Settings {
     pub batch: batch::Config,
     /// The replay buffer.
     pub replay: replay::Config,
+    /// The weight of near-duplicates among negatives.
+    pub near_duplicates: f32,
     /// Where its state is kept.
     pub checkpoint: checkpoint::Config,
     /// How often the encoder goes live.
@@ -93,15 +97,20 @@ impl Learner {
         let side_px = settings.views.preprocess.side_px;
         let (state, restored) = State::open(&settings.checkpoint, learner_id, side_px)?;
         let mut replay = settings.replay.build(settings.views.seed);
+        let bits = settings.views.decode.duplicate_bits;
+        let mut repeats = Repeats::new(settings.replay.duplicate_window, bits);
         let (mut pending, mut counts, mut tracker) =
             (vec![], Counts::default(), OffsetTracker::default());
         if let Some(restored) = restored {
             state::restore_trainer(&mut trainer, &restored, side_px)?;
-            let manifest = restored.checkpoint.manifest;
-            tracker = OffsetTracker::restore(manifest.next_offsets());
-            replay.restore(restored.entries, manifest.replay_offered);
-            (pending, counts) = (restored.pending, manifest.counts);
+            let buffer = state::restore_replay((&mut *replay, &mut repeats), restored);
+            tracker = OffsetTracker::restore(buffer.manifest.next_offsets());
+            (pending, counts) = (buffer.pending, buffer.manifest.counts);
         }
+        let sketcher = replay.wants_sketches().then(|| {
+            trainer.remember_features();
+            Sketcher::new(trainer.plan().feature_dim, settings.views.seed)
+        });
         let mut journal = settings.journal.as_deref().map(Journal::open).transpose()?;
         if let Some(journal) = &mut journal {
             journal.restored(trainer.progress().steps)?;
@@ -120,6 +129,9 @@ impl Learner {
         let mut learner = Self {
             arrivals: Arrivals::new(inputs.outcomes, inputs.refuse, tracker, learner_id, observer),
             replay,
+            sketcher,
+            repeats,
+            near_duplicates: settings.near_duplicates,
             pending,
             views: settings.views.clone(),
             is_ordered: false,

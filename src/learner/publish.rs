@@ -101,7 +101,7 @@ impl Publisher {
         (self.last_at, self.last_step) = (Instant::now(), step);
         let provenance =
             Provenance { step, images_learned, created_ms: now_ms(), parent: self.version.clone() };
-        let arrays = trainer.encoder()?;
+        let arrays = trainer.served()?;
         let device = trainer.device();
         let encoded =
             Encoded::new(self.architecture, &self.preprocess, &arrays, provenance, device)?;

@@ -8,6 +8,9 @@ use crate::augment::ViewGroup;
 use crate::batch::assemble::{Batch, Fresh, Order, ViewSpec, assemble};
 use crate::batch::{Decision, Supply, decide};
 use crate::checkpoint::Counts;
+use crate::decode::fingerprint::difference;
+use crate::objective::parts::negatives::NegativeWeights;
+use crate::replay::sketch::Sketch;
 use crate::replay::{self, Entry};
 use crate::source::{Commit, Origin};
 use anyhow::{Context, Result};
@@ -33,7 +36,8 @@ impl Learner {
             replayed.clone_from(&self.pending);
         }
         let n_probe = replayed.len();
-        let views = ViewSpec { groups: vec![ViewGroup::alike(1)], ..self.views.clone() };
+        let groups = vec![ViewGroup::alike(1)];
+        let views = ViewSpec { groups, fingerprints: false, ..self.views.clone() };
         let probe = assemble(&views, Order { step, fresh: vec![], replayed })?.views;
         let learned = self.counts().learned;
         self.publisher.publish(&self.trainer, learned, (probe, n_probe))
@@ -118,7 +122,7 @@ impl Learner {
     }
 
     fn learn(&mut self, batch: Batch) -> Result<()> {
-        let Batch { order, views, .. } = batch;
+        let Batch { order, views, fingerprints, .. } = batch;
         let ids: Vec<u64> = order
             .fresh
             .iter()
@@ -131,8 +135,17 @@ impl Learner {
         let is_probe = self.views.groups.first().is_some_and(|group| group.side_px.is_none());
         let probe_len = ids.len() * self.views.preprocess.input_len();
         let probe = (is_due && is_probe).then(|| views[..probe_len].to_vec());
-        let report = self.trainer.step(views, &ids).context("training step")?;
-        self.note_learned(order.fresh)?;
+        let negatives = self.negatives(&fingerprints);
+        let step = self.trainer.step(views, &ids, negatives.as_ref());
+        let report = step.context("training step")?;
+        let sketcher = self.sketcher.as_ref();
+        let sketches = sketcher.map(|sketcher| sketcher.sketches(self.trainer.features()));
+        let mut sketches = sketches.into_iter().flatten();
+        let of_fresh: Vec<Sketch> = sketches.by_ref().take(order.fresh.len()).collect();
+        for (entry, sketch) in order.replayed.iter().zip(sketches) {
+            self.replay.seen(entry.id(), &sketch);
+        }
+        self.note_learned(order.fresh, of_fresh, &fingerprints)?;
         self.note_step(report);
         if let Some(probe) = probe {
             let learned = self.counts().learned;
@@ -144,7 +157,26 @@ impl Learner {
         Ok(())
     }
 
-    fn note_learned(&mut self, fresh: Vec<Fresh>) -> Result<()> {
+    /// How much the images of a batch count as negatives of each other, where some are alike.
+    fn negatives(&self, fingerprints: &[u64]) -> Option<NegativeWeights> {
+        let (weight, most) = (self.near_duplicates, self.views.decode.duplicate_bits);
+        let are_alike = |i, j| difference(fingerprints[i], fingerprints[j]) <= most;
+        if weight >= 1.0 {
+            return None;
+        }
+        let weights = NegativeWeights::new(fingerprints.len(), weight, are_alike);
+        let n_pairs = weights.as_ref().map_or(0, NegativeWeights::n_pairs);
+        counter!("selfstream_near_duplicate_negatives_total").increment(n_pairs as u64);
+        weights
+    }
+
+    /// `sketches` and `fingerprints` are one of each image, or none.
+    fn note_learned(
+        &mut self,
+        fresh: Vec<Fresh>,
+        sketches: Vec<Sketch>,
+        fingerprints: &[u64],
+    ) -> Result<()> {
         let step = self.trainer.progress().steps;
         if let Some(journal) = &mut self.journal
             && !fresh.is_empty()
@@ -153,10 +185,18 @@ impl Learner {
         }
         counter!("selfstream_learned_images_total").increment(fresh.len() as u64);
         self.learned_here += fresh.len() as u64;
-        for Fresh { origin, generation, bytes, timestamp_ms, .. } in fresh {
+        let mut sketches = sketches.into_iter();
+        for (index, fresh) in fresh.into_iter().enumerate() {
+            let Fresh { origin, generation, bytes, timestamp_ms, .. } = fresh;
             self.arrivals.learned(&origin, generation);
             self.publisher.learned(timestamp_ms);
-            self.pending.push(Entry { origin, bytes, stored_at: None });
+            let sketch = sketches.next();
+            let print = fingerprints.get(index);
+            if print.is_some_and(|print| self.repeats.is_repeat(*print)) {
+                counter!("selfstream_duplicate_images_total").increment(1);
+                continue;
+            }
+            self.pending.push(Entry { origin, bytes, stored_at: None, sketch });
         }
         Ok(())
     }
@@ -208,6 +248,7 @@ impl Learner {
         self.state.save(Parts {
             trainer: &self.trainer,
             replay: &mut *self.replay,
+            repeats: &self.repeats,
             pending: &mut self.pending,
             tracker: self.arrivals.tracker(),
             counts,

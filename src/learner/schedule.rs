@@ -12,6 +12,11 @@ pub struct Config {
     pub learning_rate: f64,
     /// Steps over which the rate rises from zero.
     pub warmup_steps: u64,
+    /// Whether the rate is in proportion to the size of a batch.
+    pub batch_scaling: BatchScaling,
+    /// Steps after which the rate warms up again, counted from the last restart; unset, it does so
+    /// on demand alone ([`Progress::restarted_at`]).
+    pub restart_every_steps: Option<u64>,
     /// Where the run is declared to end: the rate falls to zero there along half a cosine
     /// (Loshchilov and Hutter, arXiv 1608.03983, eq. 5). Unset, the rate stays constant.
     pub end_steps: Option<u64>,
@@ -22,17 +27,42 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { learning_rate: 0.06, warmup_steps: 50, end_steps: None, end_after: None }
+        Self {
+            learning_rate: 0.06,
+            warmup_steps: 50,
+            batch_scaling: BatchScaling::default(),
+            restart_every_steps: None,
+            end_steps: None,
+            end_after: None,
+        }
     }
 }
+
+/// How the rate depends on the size of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BatchScaling {
+    /// Not at all.
+    #[default]
+    None,
+    /// The rate is `learning_rate` times the images of a batch over 256 (Goyal et al., "Accurate,
+    /// Large Minibatch SGD", arXiv 1706.02677, section 2.1; with SimCLR's unit of 256 images, arXiv
+    /// 2002.05709, section 2.2).
+    Linear,
+}
+
+/// Images of a batch whose rate is `learning_rate` itself.
+const REFERENCE_IMAGES: f64 = 256.0;
 
 /// How far a run has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Progress {
     /// Steps taken.
     pub steps: u64,
-    /// Time spent training, over restarts.
+    /// Time spent training, over restarts of the process.
     pub trained: Duration,
+    /// Steps taken when the rate was last told to warm up again; 0 if it never was.
+    pub restarted_at: u64,
 }
 
 impl Config {
@@ -43,6 +73,10 @@ impl Config {
     pub fn validate(&self) -> Result<(), Invalid> {
         let key = "learner.schedule.learning_rate";
         within(key, self.learning_rate, 1e-8..=100.0, "from 1e-8 to 100")?;
+        if let Some(every) = self.restart_every_steps {
+            let key = "learner.schedule.restart_every_steps";
+            within(key, every, self.warmup_steps + 1.., "more than warmup_steps")?;
+        }
         if let Some(end_steps) = self.end_steps {
             let key = "learner.schedule.end_steps";
             within(key, end_steps, self.warmup_steps + 1.., "more than warmup_steps")?;
@@ -63,12 +97,27 @@ impl Config {
         Ok(())
     }
 
-    /// The rate of the step that `progress` has come to.
+    /// The same for batches of `images`, their scaling done.
+    pub fn for_batch(&self, images: usize) -> Self {
+        let factor = match self.batch_scaling {
+            BatchScaling::None => 1.0,
+            BatchScaling::Linear => images as f64 / REFERENCE_IMAGES,
+        };
+        let learning_rate = self.learning_rate * factor;
+        Self { learning_rate, batch_scaling: BatchScaling::None, ..self.clone() }
+    }
+
+    /// The rate of the step that `progress` has come to. A restart warms up again; the fall to a
+    /// declared end goes on.
     pub fn rate(&self, progress: Progress) -> f64 {
+        let mut since = progress.steps.saturating_sub(progress.restarted_at);
+        if let Some(every) = self.restart_every_steps {
+            since %= every.max(1);
+        }
         let warmup = if self.warmup_steps == 0 {
             1.0
         } else {
-            ((progress.steps + 1) as f64 / self.warmup_steps as f64).min(1.0)
+            ((since + 1) as f64 / self.warmup_steps as f64).min(1.0)
         };
         let decay = 0.5 * (1.0 + (std::f64::consts::PI * self.done(progress)).cos());
         self.learning_rate * warmup * decay
@@ -94,7 +143,7 @@ mod tests {
     use super::*;
 
     fn at(steps: u64, seconds: u64) -> Progress {
-        Progress { steps, trained: Duration::from_secs(seconds) }
+        Progress { steps, trained: Duration::from_secs(seconds), restarted_at: 0 }
     }
 
     #[test]
@@ -127,5 +176,37 @@ mod tests {
         assert_eq!(by_time.done(at(0, 500)), 1.0);
         assert!(by_steps.rate(at(100, 0)).abs() < 1e-12);
         assert!(by_time.rate(at(0, 500)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn it_warms_up_again_when_told_to_and_every_so_often() {
+        let told = Config { learning_rate: 1.0, warmup_steps: 10, ..Config::default() };
+        let after = |steps| Progress { restarted_at: 1000, ..at(steps, 0) };
+        assert!((told.rate(after(1000)) - 0.1).abs() < 1e-12);
+        assert_eq!(told.rate(after(1009)), 1.0);
+        assert_eq!(told.rate(after(1_000_000)), 1.0);
+
+        let periodic = Config { restart_every_steps: Some(300), ..told.clone() };
+        for begin in [0, 300, 900] {
+            assert!((periodic.rate(at(begin, 0)) - 0.1).abs() < 1e-12);
+            assert_eq!(periodic.rate(at(begin + 299, 0)), 1.0);
+        }
+        // The period begins anew with a restart on demand.
+        assert_eq!(periodic.rate(after(1200)), 1.0);
+        assert!((periodic.rate(after(1300)) - 0.1).abs() < 1e-12);
+
+        let ending = Config { end_steps: Some(2000), ..told };
+        assert!((ending.rate(after(1000)) - 0.05).abs() < 1e-12, "half-way to the end");
+    }
+
+    #[test]
+    fn the_rate_is_in_proportion_to_the_batch_where_it_is_told_to_be() {
+        let linear = Config { batch_scaling: BatchScaling::Linear, ..Config::default() };
+        for (images, factor) in [(64, 0.25), (256, 1.0), (1024, 4.0)] {
+            let scaled = linear.for_batch(images);
+            assert_eq!(scaled.learning_rate, 0.06 * factor);
+            assert_eq!(scaled.for_batch(images), scaled, "it is done once");
+            assert_eq!(Config::default().for_batch(images), Config::default());
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The target's pass: views through the moving average of the encoder, in parts that are normalised
 //! apart.
 
-use super::backbone::Backbone;
+use super::backbone::{Backbone, Shadow};
 use crate::seed::{self, Purpose};
 use candle_core::{Result, Tensor, bail};
 use rand::seq::SliceRandom;
@@ -28,7 +28,7 @@ impl TargetPass {
     /// A number of images that the groups don't divide, or whatever the device reports.
     pub(super) fn run(&self, encoder: &mut dyn Backbone, views: Vec<f32>) -> Result<Tensor> {
         if self.norm_groups == 1 {
-            return encoder.forward_target(views, self.side_px);
+            return encoder.forward_shadow(Shadow::Target, views, self.side_px);
         }
         let groups = self.groups()?;
         let view_len = views.len() / (self.n_views * self.n_images).max(1);
@@ -38,7 +38,7 @@ impl TargetPass {
             for row in rows {
                 part.extend_from_slice(&views[row * view_len..][..view_len]);
             }
-            features.push(encoder.forward_target(part, self.side_px)?); // [V * N / G, D]
+            features.push(encoder.forward_shadow(Shadow::Target, part, self.side_px)?); // [V * N / G, D]
         }
         let features = Tensor::cat(&features, 0)?; // [V * N, D], group after group
         let mut places = vec![0u32; self.n_views * self.n_images];
@@ -117,18 +117,32 @@ mod tests {
         fn forward(&mut self, _views: Vec<f32>, _side_px: usize) -> Result<Tensor> {
             bail!("not the target")
         }
-        fn forward_target(&mut self, views: Vec<f32>, _side_px: usize) -> Result<Tensor> {
+        fn forward_shadow(
+            &mut self,
+            _: Shadow,
+            views: Vec<f32>,
+            _side_px: usize,
+        ) -> Result<Tensor> {
             let n_views = views.len() / 3;
             let rows = views.chunks(3).flat_map(|view| [view[0], n_views as f32]);
             Tensor::from_vec(rows.collect(), (n_views, 2), &Device::Cpu)
         }
-        fn step(&mut self, _gradients: &[Tensor], _rate: f64) -> Result<()> {
+        fn backward(&mut self, _gradients: &[Tensor]) -> Result<()> {
             bail!("not a pass")
         }
-        fn follow(&mut self, _momentum: f64) -> Result<()> {
+        fn squared_norm(&self) -> Result<f64> {
             bail!("not a pass")
         }
-        fn encoder(&self) -> Result<NamedArrays> {
+        fn step(&mut self, _rate: f64, _gradient_scale: f64) -> Result<()> {
+            bail!("not a pass")
+        }
+        fn follow(&mut self, _shadow: Shadow, _momentum: f64) -> Result<()> {
+            bail!("not a pass")
+        }
+        fn measure(&mut self, _views: Vec<f32>, _side_px: usize, _share: f64) -> Result<()> {
+            bail!("not a pass")
+        }
+        fn served(&self) -> Result<NamedArrays> {
             bail!("not a pass")
         }
         fn to_arrays(&self) -> Result<NamedArrays> {

@@ -1,19 +1,24 @@
 //! One training step: views to new weights.
 
-use super::backbone::{self, Backbone};
+mod passes;
+
+use super::alignment::{self, Alignment};
+use super::backbone::{self, Backbone, Shadow};
 use super::optimizer::{self, Optimizer};
 use super::schedule::{self, Progress};
-use super::target::TargetPass;
+use super::served::Served;
 use super::views::Arrangement;
 use crate::augment::ViewGroup;
 use crate::encoder::{NamedArrays, Plan};
+use crate::objective::parts::negatives::NegativeWeights;
 use crate::objective::{self, Objective, SeenBy};
 use crate::ops::native::Precision;
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor};
 use std::time::{Duration, Instant};
 
-/// Prefix of names in checkpoints.
+/// Prefixes of names in checkpoints.
 const HEADS: &str = "heads.";
+const ALIGNMENT: &str = "alignment.";
 
 /// What a trainer is made from.
 #[derive(Clone, Debug)]
@@ -28,12 +33,18 @@ pub struct Recipe<'a> {
     pub optimizer: &'a optimizer::Config,
     /// How large they are.
     pub schedule: &'a schedule::Config,
+    /// Momentum of the moving average that is served; 0 serves the encoder itself.
+    pub average_momentum: f64,
+    /// How it is held to its past.
+    pub alignment: &'a alignment::Config,
     /// The run's seed.
     pub seed: u64,
     /// Where it computes.
     pub device: &'a Device,
     /// What it stores activations as, on the CPU.
     pub precision: Precision,
+    /// The numbers that the encoder begins with, by name; fresh ones where there are none.
+    pub init: Option<&'a NamedArrays>,
 }
 
 /// The encoder in training, with all that changes in a step.
@@ -41,10 +52,14 @@ pub struct Trainer {
     plan: Plan,
     encoder: Box<dyn Backbone>,
     objective: Box<dyn Objective>,
-    /// Of the heads.
+    alignment: Option<Alignment>,
+    /// Of the heads, and of the predictor of the past.
     optimizer: Optimizer,
     schedule: schedule::Config,
     progress: Progress,
+    served: Option<Served>,
+    /// `[N, D]` of the last step, where they are to be remembered.
+    features: Option<Vec<f32>>,
     views: Arrangement,
     seed: u64,
     device: Device,
@@ -69,17 +84,29 @@ impl Trainer {
     pub fn new(recipe: &Recipe<'_>) -> Result<Self> {
         let Recipe { plan, side_px, device, seed, precision, .. } = *recipe;
         let objective = recipe.objective.build(plan.feature_dim, seed, device)?;
-        let has_target = objective.target(0.0).is_some();
+        let served = Served::new(recipe.average_momentum);
+        let target = objective.target(0.0).map(|_| Shadow::Target);
+        let (config, place) = (recipe.alignment, (seed, device));
+        let alignment = Alignment::new(config, plan.feature_dim, place, recipe.init.is_some())?;
+        let served_shadow = served.as_ref().map(|_| Shadow::Served);
+        let past = alignment.as_ref().map(|_| Shadow::Past);
+        let shadows: Vec<Shadow> = target.into_iter().chain(past).chain(served_shadow).collect();
+        let mut heads = vec![(HEADS, objective.heads())];
+        heads.extend(alignment.iter().map(|alignment| (ALIGNMENT, alignment.predictor())));
         let optimizer = recipe.optimizer;
-        let spec = backbone::Spec { plan, optimizer, has_target, seed, precision };
+        let init = recipe.init;
+        let spec = backbone::Spec { plan, optimizer, shadows: &shadows, seed, precision, init };
         Ok(Self {
             plan: plan.clone(),
             encoder: backbone::open(&spec, device)?,
             views: Arrangement::new(objective.views(), side_px),
-            optimizer: Optimizer::new(recipe.optimizer, &[(HEADS, objective.heads())])?,
+            optimizer: Optimizer::new(recipe.optimizer, &heads)?,
+            alignment,
             objective,
             schedule: recipe.schedule.clone(),
             progress: Progress::default(),
+            served,
+            features: None,
             seed,
             device: device.clone(),
         })
@@ -105,20 +132,41 @@ impl Trainer {
         &self.plan
     }
 
-    /// The encoder's numbers, by name.
+    /// The numbers to serve, by name: the encoder's, or their moving average's.
     ///
     /// # Errors
     /// Whatever the device reports.
-    pub fn encoder(&self) -> Result<NamedArrays> {
-        self.encoder.encoder()
+    pub fn served(&self) -> Result<NamedArrays> {
+        self.encoder.served()
+    }
+
+    /// Lets the learning rate warm up again from the next step on: after a change in what arrives.
+    pub fn restart_schedule(&mut self) {
+        self.progress.restarted_at = self.progress.steps;
+    }
+
+    /// Keeps the features of each step's images from now on.
+    pub fn remember_features(&mut self) {
+        self.features.get_or_insert_default();
+    }
+
+    /// The features of the last step's images, flat `[N, D]`, each the mean over the views of the
+    /// largest side at unit length; nothing where they are not remembered.
+    pub fn features(&self) -> &[f32] {
+        self.features.as_deref().unwrap_or_default()
     }
 
     /// Takes one step on `views`, flat `[V * N, H, W, C]`, of the images that `ids` name: those of
-    /// [`Trainer::view_groups`], group after group.
+    /// [`Trainer::view_groups`], group after group; `negatives` are their weights for each other.
     ///
     /// # Errors
     /// Views of another length, or whatever the device reports.
-    pub fn step(&mut self, views: Vec<f32>, ids: &[u64]) -> Result<StepReport> {
+    pub fn step(
+        &mut self,
+        views: Vec<f32>,
+        ids: &[u64],
+        negatives: Option<&NegativeWeights>,
+    ) -> Result<StepReport> {
         let began = Instant::now();
         let n_images = ids.len();
         self.views.check(&views, n_images)?;
@@ -128,34 +176,48 @@ impl Trainer {
             None => vec![],
             Some(target) => self.target_features(&views, n_images, target.norm_groups)?,
         };
-        // The objective's graph ends at leaves: the encoder has a backward of its own.
-        let (passes, mut views, mut leaves) = (self.views.passes(SeenBy::encoder), views, vec![]);
-        for pass in &passes {
-            let seen = self.views.take(&mut views, pass, n_images);
-            let features = self.encoder.forward(seen, pass.side_px)?; // [V * N, D]
-            leaves.push(Var::from_tensor(&features)?.into_inner());
-        }
+        let passes = self.views.passes(SeenBy::encoder);
+        let measured = self.batch_to_measure(&passes, &views, n_images);
+        let past = self.past_features(&passes, &views, n_images)?;
+        let leaves = self.forward(&passes, views, n_images)?;
+        self.remember(&passes, &leaves, n_images)?;
         let features = self.views.split(&passes, &leaves, n_images)?;
-        let batch = objective::Batch { features: &features, targets: &targets, n_images, ids };
+        let (features, targets) = (&features[..], &targets[..]);
+        let batch = objective::Batch { features, targets, n_images, ids, negatives };
         let loss = self.objective.loss(&batch)?;
-        let head_gradients = loss.backward()?;
-        let feature_gradients = leaves.iter().map(|leaf| match head_gradients.get(leaf) {
-            Some(gradient) => Ok(gradient.clone()),
-            None => candle_core::bail!("the objective's gradient does not reach the features"),
-        });
-        let feature_gradients = feature_gradients.collect::<Result<Vec<_>>>()?;
         let rate = self.schedule.rate(self.progress);
-        self.encoder.step(&feature_gradients, rate)?;
-        self.optimizer.step(&[(self.objective.heads(), &head_gradients)], rate)?;
+        let aligned = self.aligned(&loss, (&passes, &leaves), past.as_ref())?;
+        self.descend(&aligned, &leaves, rate)?;
         self.objective.after_step(&batch, done)?;
         if let Some(target) = target {
-            self.encoder.follow(target.momentum)?;
+            self.encoder.follow(Shadow::Target, target.momentum)?;
+        }
+        if let Some(served) = &mut self.served {
+            served.follow(&mut *self.encoder, measured)?;
         }
         let loss = loss.to_scalar::<f32>()?;
         let took = began.elapsed();
         self.progress.steps += 1;
         self.progress.trained += took;
+        if self.alignment.as_ref().is_some_and(|a| a.is_refreshed(self.progress.steps)) {
+            self.encoder.follow(Shadow::Past, 0.0)?;
+        }
         Ok(StepReport { loss, rate, took })
+    }
+
+    /// Moves the heads and the encoder down the `loss`, whose graph ends at `leaves`.
+    fn descend(&mut self, loss: &Tensor, leaves: &[Tensor], rate: f64) -> Result<()> {
+        let gradients = loss.backward()?;
+        let of_features = leaves.iter().map(|leaf| match gradients.get(leaf) {
+            Some(gradient) => Ok(gradient.clone()),
+            None => candle_core::bail!("the objective's gradient does not reach the features"),
+        });
+        let of_features = of_features.collect::<Result<Vec<_>>>()?;
+        self.encoder.backward(&of_features)?;
+        let mut heads = vec![self.objective.heads()];
+        heads.extend(self.alignment.iter().map(Alignment::predictor));
+        let heads = (&heads[..], gradients);
+        backbone::step_together(&mut *self.encoder, &mut self.optimizer, heads, rate)
     }
 
     /// Everything that a step changes, by name, but for the progress.
@@ -166,7 +228,11 @@ impl Trainer {
         let mut arrays = self.encoder.to_arrays()?;
         arrays.extend(self.objective.heads().to_arrays(HEADS)?);
         arrays.extend(self.objective.state()?);
+        if let Some(alignment) = &self.alignment {
+            arrays.extend(alignment.predictor().to_arrays(ALIGNMENT)?);
+        }
         arrays.extend(self.optimizer.to_arrays()?);
+        arrays.extend(self.served.iter().flat_map(Served::to_arrays));
         Ok(arrays)
     }
 
@@ -178,28 +244,15 @@ impl Trainer {
         self.encoder.load_arrays(arrays)?;
         self.objective.heads_mut().load_arrays(HEADS, arrays)?;
         self.objective.load_state(arrays)?;
+        if let Some(alignment) = &mut self.alignment {
+            alignment.predictor_mut().load_arrays(ALIGNMENT, arrays)?;
+        }
         self.optimizer.load_arrays(arrays)?;
+        if let Some(served) = &mut self.served {
+            served.load_arrays(arrays);
+        }
         self.progress = progress;
         Ok(())
-    }
-
-    /// What the target makes of the views that it sees, a tensor for each group.
-    fn target_features(
-        &mut self,
-        views: &[f32],
-        n_images: usize,
-        norm_groups: usize,
-    ) -> Result<Vec<Tensor>> {
-        let passes = self.views.passes(SeenBy::target);
-        let seed = [self.seed, self.progress.steps];
-        let mut features = vec![];
-        for pass in &passes {
-            let (n_views, side_px) = (self.views.n_views(pass), pass.side_px);
-            let target = TargetPass { n_images, n_views, side_px, norm_groups, seed };
-            let seen = self.views.take(&mut views.to_vec(), pass, n_images);
-            features.push(target.run(&mut *self.encoder, seen)?); // [V * N, D]
-        }
-        self.views.split(&passes, &features, n_images)
     }
 }
 
@@ -230,13 +283,18 @@ mod tests {
     }
 
     fn trainer(objective: &objective::Config, learning_rate: f64) -> Trainer {
-        trainer_in(Precision::F32, objective, learning_rate)
+        trainer_with(objective, learning_rate, "kind = \"sgd\"")
+    }
+
+    fn trainer_with(objective: &objective::Config, learning_rate: f64, optimizer: &str) -> Trainer {
+        trainer_in(Precision::F32, objective, learning_rate, optimizer)
     }
 
     fn trainer_in(
         precision: Precision,
         objective: &objective::Config,
         learning_rate: f64,
+        optimizer: &str,
     ) -> Trainer {
         let schedule =
             schedule::Config { warmup_steps: 10, learning_rate, ..schedule::Config::default() };
@@ -244,11 +302,14 @@ mod tests {
             plan: &plan(),
             side_px: SIDE_PX,
             objective,
-            optimizer: &optimizer::Config::default(),
+            optimizer: &toml::from_str(optimizer).unwrap(),
             schedule: &schedule,
+            average_momentum: 0.9,
+            alignment: &alignment::Config { weight: 0.1, refresh_steps: 2, hidden: 16 },
             seed: 5,
             device: &under_test(),
             precision,
+            init: None,
         })
         .unwrap()
     }
@@ -316,13 +377,13 @@ mod tests {
             let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
             let mut straight = trainer(&config, 0.06);
             for step in 0..3 {
-                straight.step(views(&straight, step, &ids), &ids).unwrap();
+                straight.step(views(&straight, step, &ids), &ids, None).unwrap();
             }
             let mut resumed = trainer(&config, 0.06);
             resumed.restore(&straight.to_arrays().unwrap(), straight.progress()).unwrap();
             for step in 3..5 {
-                straight.step(views(&straight, step, &ids), &ids).unwrap();
-                resumed.step(views(&resumed, step, &ids), &ids).unwrap();
+                straight.step(views(&straight, step, &ids), &ids, None).unwrap();
+                resumed.step(views(&resumed, step, &ids), &ids, None).unwrap();
             }
             assert_eq!(straight.to_arrays().unwrap(), resumed.to_arrays().unwrap(), "{config:?}");
             assert_eq!(straight.progress().steps, resumed.progress().steps);
@@ -338,7 +399,7 @@ mod tests {
         let mut trainer = trainer(config, 0.03);
         for step in 0..STEPS {
             let ids: Vec<u64> = (0..N_IMAGES as u64).map(|i| i + 8 * (step as u64 % 4)).collect();
-            let report = trainer.step(views(&trainer, step, &ids), &ids).unwrap();
+            let report = trainer.step(views(&trainer, step, &ids), &ids, None).unwrap();
             assert!(report.loss.is_finite(), "{config:?}");
         }
         let spread = spread_of_images(&mut trainer);
@@ -357,7 +418,8 @@ mod tests {
     #[test]
     fn bf16_learns_as_f32_does() {
         let ends = [Precision::F32, Precision::Bf16].map(|precision| {
-            let mut trainer = trainer_in(precision, &objective::Config::default(), 0.03);
+            let config = objective::Config::default();
+            let mut trainer = trainer_in(precision, &config, 0.03, "kind = \"sgd\"");
             let mut losses = vec![];
             for step in 0..STEPS {
                 let ids: Vec<u64> =
@@ -385,5 +447,137 @@ mod tests {
         }
         trainer.restore(&arrays, Progress::default()).unwrap();
         assert!(spread_of_images(&mut trainer) < FLOOR / 10.0);
+    }
+
+    /// Where the heads and the encoder are after one step, as one vector beside where they began.
+    fn moved(optimizer: &str, momentum: &str) -> Vec<f64> {
+        let text = format!("kind = \"{optimizer}\"\nmomentum = {momentum}\nweight_decay = 0.0");
+        let mut trainer = trainer_with(&objective::Config::default(), 0.06, &text);
+        let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+        let weights = |trainer: &Trainer| -> Vec<f32> {
+            let arrays = trainer.to_arrays().unwrap();
+            let is_weight = |name: &str| {
+                let is_ours = ["encoder.", "heads.", "alignment."]
+                    .iter()
+                    .any(|prefix| name.starts_with(prefix));
+                is_ours && !name.contains("running")
+            };
+            let weights = arrays.into_iter().filter(|(name, _)| is_weight(name));
+            weights.flat_map(|(_, array)| array.values).collect()
+        };
+        let before = weights(&trainer);
+        trainer.step(views(&trainer, 0, &ids), &ids, None).unwrap();
+        let after = weights(&trainer);
+        before.iter().zip(&after).map(|(a, b)| f64::from(b - a)).collect()
+    }
+
+    fn length(vector: &[f64]) -> f64 {
+        vector.iter().map(|value| value * value).sum::<f64>().sqrt()
+    }
+
+    /// Plain descent moves by the rate times the gradient: its length over all weights is the
+    /// allowed norm, and its direction stays.
+    #[test]
+    fn gradients_are_clipped_by_the_norm_over_encoder_and_heads() {
+        let free = moved("sgd", "0.0");
+        // The first step of ten of the warm-up.
+        let rate = 0.006;
+        let norm = length(&free) / rate;
+        let half = norm / 2.0;
+        let clipped = moved("sgd", &format!("0.0\nmax_gradient_norm = {half}"));
+        assert!((length(&clipped) / rate / half - 1.0).abs() < 1e-3);
+        let apart: Vec<f64> = clipped.iter().zip(&free).map(|(a, b)| 2.0 * a - b).collect();
+        assert!(length(&apart) < 1e-3 * length(&free));
+        let longer = norm * 1.01;
+        assert_eq!(moved("sgd", &format!("0.0\nmax_gradient_norm = {longer}")), free);
+    }
+
+    /// The served average lags the encoder, and goes live in its place.
+    #[test]
+    fn the_served_encoder_is_the_average_of_those_of_the_steps() {
+        let mut trainer = trainer(&objective::Config::default(), 0.03);
+        let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+        let name = "conv1.weight";
+        let mut expected: Vec<f32> = vec![];
+        for step in 0..20 {
+            trainer.step(views(&trainer, step, &ids), &ids, None).unwrap();
+            let weights = &trainer.to_arrays().unwrap()[&format!("encoder.{name}")].values;
+            let kept = (step as f32 / (step as f32 + 9.0)).min(0.9);
+            if step == 0 {
+                expected.clone_from(weights);
+            }
+            let both = expected.iter_mut().zip(weights);
+            both.for_each(|(mean, weight)| *mean = kept * *mean + (1.0 - kept) * weight);
+            let served = &trainer.served().unwrap()[name].values;
+            assert!(served.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{step}");
+        }
+        assert_ne!(trainer.to_arrays().unwrap()[&format!("encoder.{name}")].values, expected);
+    }
+
+    #[test]
+    fn features_are_remembered_as_means_over_an_images_views() {
+        let mut trainer = trainer(&objective::Config::default(), 0.06);
+        let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+        let views = views(&trainer, 0, &ids);
+        trainer.step(views.clone(), &ids, None).unwrap();
+        assert!(trainer.features().is_empty());
+        trainer.remember_features();
+        let mut same = self::trainer(&objective::Config::default(), 0.06);
+        same.restore(&trainer.to_arrays().unwrap(), trainer.progress()).unwrap();
+        let rows = same.encoder.forward(views.clone(), SIDE_PX).unwrap().to_vec2::<f32>().unwrap();
+        trainer.step(views, &ids, None).unwrap();
+        let dim = trainer.plan.feature_dim;
+        assert_eq!(trainer.features().len(), N_IMAGES * dim);
+        let unit = |row: &[f32], at: usize| row[at] / row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        for (image, found) in trainer.features().chunks(dim).enumerate() {
+            for (at, found) in found.iter().enumerate() {
+                let mean = (unit(&rows[image], at) + unit(&rows[image + N_IMAGES], at)) / 2.0;
+                assert!((found - mean).abs() < 1e-5);
+            }
+        }
+    }
+
+    /// Held to its past, an encoder leaves what that made of the images to be told.
+    #[test]
+    fn alignment_keeps_features_near_those_of_the_past() {
+        let moved = |weight: f64| {
+            let mut trainer = trainer(&objective::Config::default(), 0.03);
+            let config = alignment::Config { weight, refresh_steps: 1_000_000, hidden: 64 };
+            let place = (1, &under_test());
+            let dim = trainer.plan.feature_dim;
+            let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+            let images: Vec<f32> =
+                (0..8).flat_map(|image| view_of((image, SIDE_PX), 0, 0, 0)).collect();
+            let alignment = Alignment::new(&config, dim, place, true).unwrap().unwrap();
+            let groups = [(HEADS, trainer.objective.heads()), (ALIGNMENT, alignment.predictor())];
+            let sgd = optimizer::Config::default();
+            trainer.optimizer = Optimizer::new(&sgd, &groups).unwrap();
+            trainer.alignment = Some(alignment);
+            for step in 0..60 {
+                trainer.step(views(&trainer, step, &ids), &ids, None).unwrap();
+            }
+            let past = trainer.encoder.forward_shadow(Shadow::Past, images.clone(), SIDE_PX);
+            let now = trainer.encoder.forward(images, SIDE_PX).unwrap();
+            let alignment = trainer.alignment.as_ref().unwrap();
+            let distance = alignment.loss(&now, Some(&past.unwrap())).unwrap();
+            f64::from(distance.to_scalar::<f32>().unwrap()) / weight
+        };
+        let (free, held) = (moved(1e-6), moved(10.0));
+        assert!(held < 0.5 * free, "{held}, {free}");
+    }
+
+    #[test]
+    fn a_restart_warms_up_again_and_is_restored() {
+        let mut trainer = trainer(&objective::Config::default(), 0.06);
+        let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+        let rate =
+            |trainer: &mut Trainer| trainer.step(views(trainer, 0, &ids), &ids, None).unwrap().rate;
+        let first = rate(&mut trainer);
+        assert!(rate(&mut trainer) > first);
+        trainer.restart_schedule();
+        assert_eq!(rate(&mut trainer), first);
+        let mut resumed = self::trainer(&objective::Config::default(), 0.06);
+        resumed.restore(&trainer.to_arrays().unwrap(), trainer.progress()).unwrap();
+        assert_eq!(rate(&mut resumed), rate(&mut trainer));
     }
 }

@@ -1,5 +1,6 @@
 //! What an objective asks for, and what it gets.
 
+use super::parts::negatives::NegativeWeights;
 use crate::augment::ViewGroup;
 use candle_core::{Result, Tensor, bail};
 
@@ -53,6 +54,8 @@ pub struct Batch<'a> {
     pub n_images: usize,
     /// The origin hash of each image, `N` of them.
     pub ids: &'a [u64],
+    /// How much they count as negatives of each other, where some are near-duplicates.
+    pub negatives: Option<&'a NegativeWeights>,
 }
 
 impl Batch<'_> {

@@ -207,7 +207,8 @@ mod tests {
     fn closed_forms_before_and_after_the_bank_knows_the_images() {
         let (mut instance, rows) = plain();
         let features = [rows];
-        let batch = Batch { features: &features, targets: &[], n_images: 2, ids: &[7, 8] };
+        let batch =
+            Batch { features: &features, targets: &[], n_images: 2, ids: &[7, 8], negatives: None };
         let value =
             |instance: &Instance| instance.loss(&batch).unwrap().to_scalar::<f32>().unwrap();
         // By hand, in f64: tau 0.1; row against its own vector, and against the other image's.
@@ -238,7 +239,13 @@ mod tests {
         let (mut instance, rows) = plain();
         let features = [rows];
         let step = |instance: &mut Instance, ids: [u64; 2]| {
-            let batch = Batch { features: &features, targets: &[], n_images: 2, ids: &ids };
+            let batch = Batch {
+                features: &features,
+                targets: &[],
+                n_images: 2,
+                ids: &ids,
+                negatives: None,
+            };
             instance.after_step(&batch, 0.0).unwrap();
             instance.bank.rows().to_vec2::<f32>().unwrap()
         };

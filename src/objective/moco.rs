@@ -210,7 +210,13 @@ mod tests {
         let loss_after = |id: u64| {
             let mut moco = Moco::new(&config, 6, 1, &Device::Cpu).unwrap();
             let (before, now) = ([id, 11], [10, 11]);
-            let batch = |ids| Batch { features: &features, targets: &features, n_images: 2, ids };
+            let batch = |ids| Batch {
+                features: &features,
+                targets: &features,
+                n_images: 2,
+                ids,
+                negatives: None,
+            };
             moco.after_step(&batch(&before), 0.0).unwrap();
             moco.loss(&batch(&now)).unwrap().to_scalar::<f32>().unwrap()
         };

@@ -22,6 +22,7 @@
 //! and 256), and the projection has two layers.
 
 use super::parts::head::{self, Ending};
+use super::parts::negatives::{NegativeWeights, weighted};
 use super::parts::rows::{cross_entropy, normalise, per_view};
 use super::parts::siamese::{self, Siamese};
 use super::parts::small_views::{self, mean_over_pairs};
@@ -116,7 +117,9 @@ impl Objective for MocoV3 {
         let queries = self.pair.queries(&batch.all_features()?)?; // [V * N, P]
         let queries = per_view(&queries, queries.dim(0)? / batch.n_images)?; // V of [N, P]
         let temperature = self.config.temperature;
-        mean_over_pairs(&queries, &keys, |query, key| contrast(query, key, temperature))? * 2.0
+        let contrast =
+            |query: &Tensor, key: &Tensor| contrast([query, key], temperature, batch.negatives);
+        mean_over_pairs(&queries, &keys, contrast)? * 2.0
     }
 
     fn heads(&self) -> &Params {
@@ -145,10 +148,15 @@ impl Objective for MocoV3 {
 ///
 /// # Errors
 /// Shapes that differ.
-fn contrast(queries: &Tensor, keys: &Tensor, temperature: f64) -> Result<Tensor> {
+fn contrast(
+    [queries, keys]: [&Tensor; 2],
+    temperature: f64,
+    negatives: Option<&NegativeWeights>,
+) -> Result<Tensor> {
     let (n_images, _) = queries.dims2()?;
     let (queries, keys) = (normalise(queries)?, normalise(&keys.detach())?);
     let similarity = (queries.matmul(&keys.t()?)? / temperature)?; // [N, N]
+    let similarity = weighted(similarity, negatives)?;
     cross_entropy(&similarity, (0..n_images as u32).collect())? * (2.0 * temperature)
 }
 
@@ -159,17 +167,33 @@ mod tests {
 
     #[test]
     fn golden_values_and_slopes() {
-        golden::check("moco-v3", |x, a| contrast(&x[0], &x[1], a["temperature"]));
+        golden::check("moco-v3", |x, a| contrast([&x[0], &x[1]], a["temperature"], None));
     }
 
     #[test]
     fn closed_forms() {
         let axes = Tensor::eye(3, candle_core::DType::F32, &Device::Cpu).unwrap();
-        let value = |keys: &Tensor| contrast(&axes, keys, 0.5).unwrap().to_scalar::<f32>().unwrap();
+        let value =
+            |keys: &Tensor| contrast([&axes, keys], 0.5, None).unwrap().to_scalar::<f32>().unwrap();
         // Each key is its query and the others are orthogonal: 2 tau log(1 + 2 e^{-1/tau}).
         assert!((value(&axes) - (1.0 + 2.0 * (-2f32).exp()).ln()).abs() < 1e-6);
         // All keys alike: 2 tau log N.
         let alike = axes.ones_like().unwrap();
         assert!((value(&alike) - 3f32.ln()).abs() < 1e-6);
+    }
+
+    /// Keys of near-duplicates weigh less: the closed form of orthogonal axes.
+    #[test]
+    fn weights_of_negatives_have_their_closed_form() {
+        let axes = Tensor::eye(3, candle_core::DType::F32, &Device::Cpu).unwrap();
+        for weight in [0.0, 0.4] {
+            // The first two images are alike.
+            let negatives = NegativeWeights::new(3, weight, |i, j| i + j == 1).unwrap();
+            let found = contrast([&axes, &axes], 0.5, Some(&negatives)).unwrap();
+            let one = (-2_f32).exp();
+            let of = |weight: f32| (1.0 + (weight + 1.0) * one).ln();
+            let expected = (2.0 * of(weight) + of(1.0)) / 3.0;
+            assert!((found.to_scalar::<f32>().unwrap() - expected).abs() < 1e-6);
+        }
     }
 }

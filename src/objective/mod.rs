@@ -270,7 +270,13 @@ mod tests {
             let features: Vec<Tensor> =
                 self.features.iter().map(|group| group.as_tensor().clone()).collect();
             let targets = &self.targets;
-            let batch = Batch { features: &features, targets, n_images: N_IMAGES, ids: &IDS };
+            let batch = Batch {
+                features: &features,
+                targets,
+                n_images: N_IMAGES,
+                ids: &IDS,
+                negatives: None,
+            };
             work(&mut *self.objective, &batch)
         }
 

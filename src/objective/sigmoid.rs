@@ -23,6 +23,7 @@
 //! row has one positive and 2N - 2 negatives; the temperature is fixed, the bias learned.
 
 use super::parts::head::{self, Ending, Head};
+use super::parts::negatives::NegativeWeights;
 use super::parts::rows::normalise;
 use super::{Batch, Objective, Views};
 use crate::encoder::{Init, Params};
@@ -91,7 +92,8 @@ impl Objective for Sigmoid {
 
     fn loss(&self, batch: &Batch<'_>) -> Result<Tensor> {
         let projections = self.head.apply(&self.heads, batch.only_features()?)?; // [2N, P]
-        pairwise(&projections, &self.heads.weights[self.head.end()], self.temperature)
+        let bias = &self.heads.weights[self.head.end()];
+        pairwise([&projections, bias], self.temperature, batch.negatives)
     }
 
     fn heads(&self) -> &Params {
@@ -108,7 +110,11 @@ impl Objective for Sigmoid {
 ///
 /// # Errors
 /// An odd number of rows.
-fn pairwise(projections: &Tensor, bias: &Tensor, temperature: f64) -> Result<Tensor> {
+fn pairwise(
+    [projections, bias]: [&Tensor; 2],
+    temperature: f64,
+    negatives: Option<&NegativeWeights>,
+) -> Result<Tensor> {
     let (rows, _) = projections.dims2()?;
     if rows % 2 != 0 {
         candle_core::bail!("pairwise wants two views of each image, got {rows} rows")
@@ -128,7 +134,11 @@ fn pairwise(projections: &Tensor, bias: &Tensor, temperature: f64) -> Result<Ten
     let against = Tensor::stack(&[&signed, &signed.zeros_like()?], 2)?; // [2N, 2N, 2]
     let log_sigmoid = log_softmax(&against, D::Minus1)?.narrow(2, 0, 1)?.squeeze(2)?;
     // A view makes no pair with itself.
-    log_sigmoid.mul(&signs.abs()?)?.sum_all()? / -(rows as f64)
+    let mut counts = signs.abs()?;
+    if let Some(negatives) = negatives {
+        counts = counts.mul(&negatives.factors([rows, rows], projections.device())?)?;
+    }
+    log_sigmoid.mul(&counts)?.sum_all()? / -(rows as f64)
 }
 
 #[cfg(test)]
@@ -138,13 +148,14 @@ mod tests {
 
     #[test]
     fn golden_values_and_slopes() {
-        golden::check("sigmoid", |x, a| pairwise(&x[0], &x[1], a["temperature"]));
+        golden::check("sigmoid", |x, a| pairwise([&x[0], &x[1]], a["temperature"], None));
     }
 
     fn value(rows: [[f32; 2]; 4], bias: f32, temperature: f64) -> f64 {
         let rows = Tensor::new(&rows, &Device::Cpu).unwrap();
         let bias = Tensor::new(&[bias], &Device::Cpu).unwrap();
-        f64::from(pairwise(&rows, &bias, temperature).unwrap().to_scalar::<f32>().unwrap())
+        let loss = pairwise([&rows, &bias], temperature, None).unwrap();
+        f64::from(loss.to_scalar::<f32>().unwrap())
     }
 
     #[test]
@@ -160,5 +171,37 @@ mod tests {
         let apart = [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]];
         let expected = 4.0 / 0.01 + 2f64.ln() + 0.0;
         assert!((value(apart, 0.0, 0.01) / expected - 1.0).abs() < 1e-5);
+    }
+
+    /// The sum over pairs as loops, a pair of two images that are alike at its weight.
+    #[test]
+    fn weights_of_negatives_are_those_of_the_loops() {
+        let values =
+            [[1.0_f32, 0.5], [0.2, -1.0], [0.9, 0.8], [1.1, 0.3], [0.1, -0.7], [-1.0, 0.2]];
+        let rows = Tensor::new(&values, &Device::Cpu).unwrap();
+        let bias = Tensor::new(&[0.3_f32], &Device::Cpu).unwrap();
+        let unit = values.map(|[x, y]| {
+            let norm = f64::from(x).hypot(f64::from(y));
+            [f64::from(x) / norm, f64::from(y) / norm]
+        });
+        for weight in [0.0, 0.3] {
+            let negatives = NegativeWeights::new(3, weight as f32, |i, j| i + j == 2).unwrap();
+            let mut expected = 0.0;
+            for i in 0..6 {
+                for j in (0..6).filter(|j| *j != i) {
+                    let squared =
+                        (unit[i][0] - unit[j][0]).powi(2) + (unit[i][1] - unit[j][1]).powi(2);
+                    let is_same = i % 3 == j % 3;
+                    let sign = if is_same { 1.0 } else { -1.0 };
+                    let logit: f64 = sign * (0.3 - squared / 0.4);
+                    let is_alike = !is_same && i % 3 + j % 3 == 2;
+                    let factor = if is_alike { weight } else { 1.0 };
+                    expected += factor * (1.0 + (-logit).exp()).ln() / 6.0;
+                }
+            }
+            let found = pairwise([&rows, &bias], 0.4, Some(&negatives)).unwrap();
+            let found = f64::from(found.to_scalar::<f32>().unwrap());
+            assert!((found - expected).abs() < 1e-5, "{weight}: {found}, {expected}");
+        }
     }
 }

@@ -11,11 +11,14 @@
 //! With `small_views` (multi-crop) each of them looks for each large view of its image among the
 //! large views of all others, and the loss is the mean over all views.
 //!
+//! Near-duplicates of an image weigh less among its negatives where `learner.near_duplicates` says so.
+//!
 //! Differs from the paper: nothing in the loss of two views. The batch is smaller than the paper's
 //! 4096, so the default temperature is 0.2 rather than 0.1 or 0.5 (a choice of the PyTorch run that
 //! we compare with; MoCo v2 uses 0.2 as well).
 
 use super::parts::head::{self, Ending, Head};
+use super::parts::negatives::{NegativeWeights, weighted};
 use super::parts::rows::{EXCLUDED, cross_entropy, normalise, off_diagonal};
 use super::parts::small_views;
 use super::{Batch, Objective, SeenBy, Views};
@@ -91,13 +94,14 @@ impl Objective for Simclr {
         let projections = self.head.apply(&self.heads, &batch.all_features()?)?; // [V * N, P]
         let n_large = 2 * batch.n_images;
         let large = projections.narrow(0, 0, n_large)?; // [2N, P]
-        let loss = nt_xent(&large, self.temperature)?;
+        let (temperature, negatives) = (self.temperature, batch.negatives);
+        let loss = nt_xent(&large, temperature, negatives)?;
         let n_small = projections.dim(0)? - n_large;
         if n_small == 0 {
             return Ok(loss);
         }
         let small = projections.narrow(0, n_large, n_small)?; // [K * N, P]
-        let of_small = small_xent(&small, &large, self.temperature)?;
+        let of_small = small_xent([&small, &large], temperature, negatives)?;
         ((loss * n_large as f64)? + (of_small * n_small as f64)?)? / (n_large + n_small) as f64
     }
 
@@ -114,13 +118,18 @@ impl Objective for Simclr {
 ///
 /// # Errors
 /// An odd number of rows.
-pub(super) fn nt_xent(projections: &Tensor, temperature: f64) -> Result<Tensor> {
+fn nt_xent(
+    projections: &Tensor,
+    temperature: f64,
+    negatives: Option<&NegativeWeights>,
+) -> Result<Tensor> {
     let (rows, _) = projections.dims2()?;
     if rows % 2 != 0 {
         candle_core::bail!("nt_xent wants two views of each image, got {rows} rows")
     }
     let unit = normalise(projections)?; // [2N, P]
     let similarity = (unit.matmul(&unit.t()?)? / temperature)?; // [2N, 2N]
+    let similarity = weighted(similarity, negatives)?;
     // A view is no negative of itself.
     let similarity = (similarity + off_diagonal(rows, projections.device())?)?;
     cross_entropy(&similarity, (0..rows).map(|i| ((i + rows / 2) % rows) as u32).collect())
@@ -131,14 +140,18 @@ pub(super) fn nt_xent(projections: &Tensor, temperature: f64) -> Result<Tensor> 
 ///
 /// # Errors
 /// A number of small views that is no multiple of N.
-fn small_xent(small: &Tensor, large: &Tensor, temperature: f64) -> Result<Tensor> {
+fn small_xent(
+    [small, large]: [&Tensor; 2],
+    temperature: f64,
+    negatives: Option<&NegativeWeights>,
+) -> Result<Tensor> {
     let (n_small, n_large) = (small.dim(0)?, large.dim(0)?);
     let n_images = n_large / 2;
     if n_images == 0 || n_large % 2 != 0 || n_small % n_images != 0 {
         candle_core::bail!("{n_small} small views don't belong to {n_large} large ones")
     }
     let similarity = normalise(small)?.matmul(&normalise(large)?.t()?)?; // [K * N, 2N]
-    let similarity = (similarity / temperature)?;
+    let similarity = weighted((similarity / temperature)?, negatives)?;
     let own = |row: usize, view: usize| row % n_images + view * n_images;
     let one_of_both = |view: usize| {
         // The other large view of its image is neither the answer nor a negative.
@@ -161,8 +174,8 @@ mod tests {
 
     #[test]
     fn golden_values_and_slopes() {
-        golden::check("simclr", |x, a| nt_xent(&x[0], a["temperature"]));
-        golden::check("simclr-small", |x, a| small_xent(&x[0], &x[1], a["temperature"]));
+        golden::check("simclr", |x, a| nt_xent(&x[0], a["temperature"], None));
+        golden::check("simclr-small", |x, a| small_xent([&x[0], &x[1]], a["temperature"], None));
     }
 
     /// Equation 1 as plain loops in f64.
@@ -201,7 +214,8 @@ mod tests {
     fn nt_xent_equals_its_loops() {
         for (n, p, temperature) in [(4, 3, 0.5), (16, 8, 0.2), (64, 32, 0.1)] {
             let rows = random_rows(n, p);
-            let loss = nt_xent(&tensor(&rows), temperature).unwrap().to_scalar::<f32>().unwrap();
+            let loss =
+                nt_xent(&tensor(&rows), temperature, None).unwrap().to_scalar::<f32>().unwrap();
             assert!((f64::from(loss) - oracle(&rows, temperature)).abs() < 1e-4, "n {n}");
         }
     }
@@ -210,11 +224,11 @@ mod tests {
     fn nt_xent_has_its_closed_forms() {
         // All projections equal: every one of the 2N - 1 others is as likely.
         let same = vec![vec![1.0, 2.0]; 8];
-        let loss = nt_xent(&tensor(&same), 0.2).unwrap().to_scalar::<f32>().unwrap();
+        let loss = nt_xent(&tensor(&same), 0.2, None).unwrap().to_scalar::<f32>().unwrap();
         assert!((loss - 7f32.ln()).abs() < 1e-5);
         // Two orthogonal pairs: log(e^{1/t} + 2) - 1/t.
         let pairs = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]].map(|r| r.to_vec());
-        let loss = nt_xent(&tensor(&pairs), 0.5).unwrap().to_scalar::<f32>().unwrap();
+        let loss = nt_xent(&tensor(&pairs), 0.5, None).unwrap().to_scalar::<f32>().unwrap();
         assert!((f64::from(loss) - ((2f64.exp() + 2.0).ln() - 2.0)).abs() < 1e-5);
     }
 
@@ -222,7 +236,7 @@ mod tests {
     fn gradient_equals_finite_differences_of_the_loops() {
         let rows = random_rows(8, 5);
         let projections = Var::from_tensor(&tensor(&rows)).unwrap();
-        let gradients = nt_xent(&projections, 0.2).unwrap().backward().unwrap();
+        let gradients = nt_xent(&projections, 0.2, None).unwrap().backward().unwrap();
         let gradient = gradients.get(&projections).unwrap().to_vec2::<f32>().unwrap();
         for (i, j) in [(0, 0), (3, 2), (7, 4)] {
             let moved = |by: f64| {
@@ -237,7 +251,65 @@ mod tests {
 
     #[test]
     fn an_odd_number_of_rows_is_refused() {
-        let error = nt_xent(&tensor(&random_rows(3, 2)), 0.2).unwrap_err();
+        let error = nt_xent(&tensor(&random_rows(3, 2)), 0.2, None).unwrap_err();
         assert!(error.to_string().contains("3 rows"), "{error}");
+    }
+
+    /// Every other image is one of three scenes; images of a scene weigh `weight` for each other.
+    fn weight_of(i: usize, j: usize, n_images: usize, weight: f64) -> f64 {
+        let (i, j) = (i % n_images, j % n_images);
+        if i != j && i % 3 == j % 3 { weight } else { 1.0 }
+    }
+
+    #[test]
+    fn weights_of_negatives_are_those_of_the_loops() {
+        let n_images = 6;
+        let (rows, small) = (random_rows(2 * n_images, 5), random_rows(3 * n_images, 5));
+        let unit = |rows: &[Vec<f64>]| -> Vec<Vec<f64>> {
+            let norm = |row: &Vec<f64>| row.iter().map(|v| v * v).sum::<f64>().sqrt();
+            rows.iter().map(|row| row.iter().map(|v| v / norm(row)).collect()).collect()
+        };
+        let (large, views) = (unit(&rows), unit(&small));
+        let s = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>() / 0.2;
+        for weight in [0.0, 0.3] {
+            let alike = |i: usize, j: usize| i % 3 == j % 3;
+            let negatives = NegativeWeights::new(n_images, weight as f32, alike).unwrap();
+            let expected: f64 = (0..2 * n_images)
+                .map(|i| {
+                    let others = (0..2 * n_images)
+                        .filter(|k| *k != i)
+                        .map(|k| weight_of(i, k, n_images, weight) * s(&large[i], &large[k]).exp());
+                    let partner = (i + n_images) % (2 * n_images);
+                    others.sum::<f64>().ln() - s(&large[i], &large[partner])
+                })
+                .sum();
+            let found = nt_xent(&tensor(&rows), 0.2, Some(&negatives)).unwrap();
+            let found = f64::from(found.to_scalar::<f32>().unwrap());
+            assert!((found - expected / 12.0).abs() < 1e-4, "{weight}: {found}, {expected}");
+
+            let mut expected = 0.0;
+            for (i, view) in views.iter().enumerate() {
+                for answer in [i % n_images, i % n_images + n_images] {
+                    let other = (answer + n_images) % (2 * n_images);
+                    let others = (0..2 * n_images)
+                        .filter(|k| *k != other)
+                        .map(|k| weight_of(i, k, n_images, weight) * s(view, &large[k]).exp());
+                    expected += others.sum::<f64>().ln() - s(view, &large[answer]);
+                }
+            }
+            let found = small_xent([&tensor(&small), &tensor(&rows)], 0.2, Some(&negatives));
+            let found = f64::from(found.unwrap().to_scalar::<f32>().unwrap());
+            assert!((found - expected / 36.0).abs() < 1e-4, "{weight}: {found}, {expected}");
+        }
+    }
+
+    /// A masked negative is not pushed away: no gradient flows between the two images.
+    #[test]
+    fn a_masked_negative_is_as_if_it_were_not_there() {
+        let rows = random_rows(8, 5);
+        let negatives = NegativeWeights::new(4, 0.0, |_, _| true).unwrap();
+        // With all masked, the positive is all there is.
+        let loss = nt_xent(&tensor(&rows), 0.2, Some(&negatives)).unwrap();
+        assert!(loss.to_scalar::<f32>().unwrap().abs() < 1e-6);
     }
 }

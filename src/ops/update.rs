@@ -52,6 +52,7 @@ pub fn sgd(rule: Sgd, weights: &mut [f32], velocity: &mut [f32], gradient: &[f32
 /// in proportion to them (LARS: You et al. 2017, arXiv 1708.03888, eq. 6). Where either is zero, the
 /// trust is 1.
 pub fn lars(rule: Sgd, weights: &mut [f32], velocity: &mut [f32], gradient: &[f32]) {
+    let norm = |values: &[f32]| sum_of_squares(values).sqrt();
     let (weights_norm, gradient_norm) = (norm(weights), norm(gradient));
     let trust = if weights_norm > 0.0 && gradient_norm > 0.0 {
         let pulled = gradient_norm + f64::from(rule.decay) * weights_norm;
@@ -62,12 +63,18 @@ pub fn lars(rule: Sgd, weights: &mut [f32], velocity: &mut [f32], gradient: &[f3
     sgd(Sgd { trust, ..rule }, weights, velocity, gradient);
 }
 
-/// The Euclidean norm, summed in f64 over pieces of fixed length.
-fn norm(values: &[f32]) -> f64 {
+/// The sum of squares, in f64 over pieces of fixed length: the same on any number of threads.
+pub fn sum_of_squares(values: &[f32]) -> f64 {
     const PIECE: usize = 1 << 10;
-    let squares =
-        values.chunks(PIECE).map(|piece| f64::from(simd::sum_of_squares(Isa::best(), piece)));
-    squares.sum::<f64>().sqrt()
+    let of = |piece: &[f32]| f64::from(simd::sum_of_squares(Isa::best(), piece));
+    let chunks = values.par_chunks(CHUNK).map(|chunk| chunk.chunks(PIECE).map(of).sum::<f64>());
+    chunks.collect::<Vec<_>>().iter().sum()
+}
+
+/// `values *= factor`.
+pub fn scale(values: &mut [f32], factor: f32) {
+    let chunks = values.par_chunks_mut(CHUNK);
+    chunks.for_each(|chunk| chunk.iter_mut().for_each(|value| *value *= factor));
 }
 
 /// `m = beta1 m + (1 - beta1) g`, `s = beta2 s + (1 - beta2) g^2`, then
@@ -127,5 +134,16 @@ mod tests {
             assert_eq!(Tensor::to_vec1::<f32>(&tensors[0]).unwrap(), mean, "{momentum}");
         }
         assert_eq!(mean, weights);
+    }
+
+    #[test]
+    fn squares_add_up_over_all_chunks_and_scale_as_squares_do() {
+        let mut values: Vec<f32> = (0..3 * CHUNK + 77).map(|i| (i % 13) as f32 - 6.0).collect();
+        // Whole numbers: each sum is exact.
+        let expected: f64 = values.iter().map(|value| f64::from(value * value)).sum();
+        assert_eq!(sum_of_squares(&values), expected);
+        scale(&mut values, -0.5);
+        assert_eq!(sum_of_squares(&values), 0.25 * expected);
+        assert_eq!(sum_of_squares(&[]), 0.0);
     }
 }

@@ -9,30 +9,49 @@
 //! 3. add its row to [`Config::build`];
 //! 4. run `scripts/test replay`: the contract tests walk [`Policy::ALL`].
 
+mod centroid;
 mod fifo;
+mod held;
+mod min_red;
 mod none;
+pub mod repeats;
 mod reservoir;
+pub mod sketch;
 
 use crate::seed::{self, Purpose, Rng};
 use crate::setting::{Invalid, within};
 use crate::source::Origin;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use sketch::Sketch;
+use std::collections::BTreeMap;
 
 /// `[replay]`: which images are kept, and how many.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// How the buffer chooses: `reservoir` keeps a uniform sample of all images ever learned, `fifo`
-    /// the newest, `none` nothing.
+    /// the newest, `min-red` those that look least like another, `centroid` as many of each kind of
+    /// look, `none` nothing.
     pub policy: Policy,
-    /// The most bytes of images it holds, in memory and again on disk.
+    /// The most bytes of images it holds, in memory and again on disk. An image counts 256 bytes
+    /// more with `min-red` and `centroid`, for what it looks like.
     pub max_bytes: usize,
+    /// Kinds of look that `centroid` tells apart.
+    pub centroids: usize,
+    /// An image is not kept where it is a near-duplicate of one of so many that were kept last; 0
+    /// keeps all.
+    pub duplicate_window: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { policy: Policy::default(), max_bytes: 256 * 1024 * 1024 }
+        Self {
+            policy: Policy::default(),
+            max_bytes: 256 * 1024 * 1024,
+            centroids: 64,
+            duplicate_window: 0,
+        }
     }
 }
 
@@ -45,13 +64,18 @@ pub enum Policy {
     Reservoir,
     /// The newest images.
     Fifo,
+    /// The least redundant images.
+    MinRed,
+    /// As many images of each cluster.
+    Centroid,
     /// No images.
     None,
 }
 
 impl Policy {
     /// Every kind, for tests that walk them.
-    pub const ALL: [Self; 3] = [Self::Reservoir, Self::Fifo, Self::None];
+    pub const ALL: [Self; 5] =
+        [Self::Reservoir, Self::Fifo, Self::MinRed, Self::Centroid, Self::None];
 }
 
 impl Config {
@@ -60,7 +84,10 @@ impl Config {
     /// # Errors
     /// The first value that is not allowed, by key.
     pub fn validate(&self) -> Result<(), Invalid> {
-        within("replay.max_bytes", self.max_bytes, 1_000_000.., "at least 1000000")
+        within("replay.max_bytes", self.max_bytes, 1_000_000.., "at least 1000000")?;
+        within("replay.centroids", self.centroids, 1..=4096, "from 1 to 4096")?;
+        let key = "replay.duplicate_window";
+        within(key, self.duplicate_window, 0..=100_000, "from 0 to 100000")
     }
 
     /// An empty buffer.
@@ -68,6 +95,10 @@ impl Config {
         match self.policy {
             Policy::Reservoir => Box::new(reservoir::Reservoir::new(self.max_bytes, seed)),
             Policy::Fifo => Box::new(fifo::Fifo::new(self.max_bytes)),
+            Policy::MinRed => Box::new(min_red::MinRed::new(self.max_bytes, seed)),
+            Policy::Centroid => {
+                Box::new(centroid::Balanced::new(self.max_bytes, self.centroids, seed))
+            }
             Policy::None => Box::<none::None>::default(),
         }
     }
@@ -91,7 +122,19 @@ pub struct Entry {
     pub bytes: Bytes,
     /// Where they lie on disk, once they do.
     pub stored_at: Option<StoredAt>,
+    /// What it looks like to the encoder, where the policy wants to know.
+    pub sketch: Option<Sketch>,
 }
+
+impl Entry {
+    /// Its origin's hash, by which a step tells what its images look like.
+    pub fn id(&self) -> u64 {
+        self.origin.seed()
+    }
+}
+
+/// What a policy keeps beside its entries, by name, for checkpoints.
+pub type State = BTreeMap<String, Vec<f32>>;
 
 /// A buffer of past images.
 pub trait Replay: Send {
@@ -109,6 +152,27 @@ pub trait Replay: Send {
 
     /// Becomes the buffer that held `entries` after `offered` offers.
     fn restore(&mut self, entries: Vec<Entry>, offered: u64);
+
+    /// Whether entries are to be offered with their sketches, and later ones told by `seen`.
+    fn wants_sketches(&self) -> bool {
+        false
+    }
+
+    /// Tells what a step made of the image `id`, which may have left already.
+    fn seen(&mut self, _id: u64, _sketch: &Sketch) {}
+
+    /// What it needs to go on exactly as it would have, beside its entries.
+    fn state(&self) -> State {
+        State::new()
+    }
+
+    /// Takes what `state` gave, after `restore`; what does not fit, as another policy's, is passed
+    /// over.
+    fn load_state(&mut self, _state: &State) {}
+}
+
+fn named<const N: usize>(columns: [(&str, Vec<f32>); N]) -> State {
+    columns.map(|(name, values)| (name.to_owned(), values)).into()
 }
 
 /// Draws `n` entries uniformly: different ones, unless the buffer holds fewer than `n`.
@@ -139,7 +203,24 @@ mod tests {
 
     pub(super) fn entry(offset: i64, len: usize) -> Entry {
         let origin = Origin { topic: Arc::from("images"), partition: 0, offset };
-        Entry { origin, bytes: Bytes::from(vec![offset as u8; len]), stored_at: None }
+        let bytes = Bytes::from(vec![offset as u8; len]);
+        Entry { origin, bytes, stored_at: None, sketch: None }
+    }
+
+    /// The same with a look of one of seven kinds.
+    fn looking(offset: i64, len: usize) -> Entry {
+        Entry { sketch: Some(look(offset as usize)), ..entry(offset, len) }
+    }
+
+    fn look(number: usize) -> Sketch {
+        let mut values = [0.0; sketch::LEN];
+        values[number % 7] = 1.0;
+        values[7 + number % 11] = 0.3;
+        Sketch::new(values)
+    }
+
+    fn small(policy: Policy) -> Box<dyn Replay> {
+        Config { policy, max_bytes: 5000, centroids: 3, duplicate_window: 0 }.build(5)
     }
 
     proptest! {
@@ -148,12 +229,12 @@ mod tests {
             lens in prop::collection::vec(1usize..400, 1..200),
         ) {
             for policy in Policy::ALL {
-                let config = Config { policy, max_bytes: 2000 };
-                let mut replay = config.build(5);
+                let mut replay = small(policy);
+                let sketch = if replay.wants_sketches() { sketch::BYTES } else { 0 };
                 for (offset, len) in lens.iter().enumerate() {
-                    replay.offer(entry(offset as i64, *len));
-                    let bytes: usize = replay.entries().iter().map(|e| e.bytes.len()).sum();
-                    prop_assert!(bytes <= 2000);
+                    replay.offer(looking(offset as i64, *len));
+                    let costs = replay.entries().iter().map(|e| e.bytes.len() + sketch);
+                    prop_assert!(costs.sum::<usize>() <= 5000);
                     prop_assert_eq!(replay.offered(), offset as u64 + 1);
                 }
                 let offsets: HashSet<i64> = replay.entries().iter().map(|e| e.origin.offset).collect();
@@ -170,18 +251,42 @@ mod tests {
         ) {
             let cut = (lens.len() as f64 * cut) as usize;
             for policy in Policy::ALL {
-                let config = Config { policy, max_bytes: 2000 };
-                let mut straight = config.build(5);
-                let mut resumed = config.build(5);
+                let (mut straight, mut resumed) = (small(policy), small(policy));
                 for (offset, len) in lens.iter().enumerate() {
-                    straight.offer(entry(offset as i64, *len));
+                    // Every offer is followed by a step that sees an older image.
+                    let seen = entry((offset * 7919 % (offset + 1)) as i64, 1).id();
+                    let go_on = |replay: &mut dyn Replay| {
+                        replay.offer(looking(offset as i64, *len));
+                        replay.seen(seen, &look(offset * 31));
+                    };
+                    go_on(&mut *straight);
                     if offset == cut {
                         resumed.restore(straight.entries().to_vec(), straight.offered());
+                        resumed.load_state(&straight.state());
                     } else if offset > cut {
-                        resumed.offer(entry(offset as i64, *len));
+                        go_on(&mut *resumed);
                     }
                 }
                 prop_assert_eq!(straight.entries(), resumed.entries());
+                prop_assert_eq!(straight.state(), resumed.state());
+            }
+        }
+    }
+
+    /// After a change of policy: entries without looks, and another policy's state.
+    #[test]
+    fn every_policy_takes_anothers_checkpoint() {
+        for from in Policy::ALL {
+            for to in Policy::ALL {
+                let (mut old, mut new) = (small(from), small(to));
+                (0..40).for_each(|offset| old.offer(looking(offset, 100)));
+                let bare = |entry: &Entry| Entry { sketch: None, ..entry.clone() };
+                let entries: Vec<Entry> = old.entries().iter().map(bare).collect();
+                new.restore(entries, old.offered());
+                new.load_state(&old.state());
+                (40..90).for_each(|offset| new.offer(looking(offset, 100)));
+                let kept = new.entries().len();
+                assert!(kept > 10 || to == Policy::None, "{from:?} to {to:?}: {kept}");
             }
         }
     }

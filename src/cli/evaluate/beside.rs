@@ -86,7 +86,7 @@ impl Beside<'_> {
             augment: run.augment.clone(),
             decode: run.image.clone(),
             optimizer: run.learner.optimizer.clone(),
-            schedule: run.learner.schedule.clone(),
+            schedule: run.learner.schedule.for_batch(run.batch.images),
             batch_images: run.batch.images,
             seed: run.run.seed,
             precision: run.run.precision.choose(&device)?,

@@ -36,12 +36,12 @@ impl HostOptimizer {
             let gradient = &gradient[range.clone()];
             let decay = |weight_decay: f64| if spec.decay { weight_decay as f32 } else { 0.0 };
             match (&self.config, &mut self.state[..]) {
-                (Config::Sgd { momentum, weight_decay }, [velocity]) => {
+                (Config::Sgd { momentum, weight_decay, .. }, [velocity]) => {
                     let (momentum, decay) = (*momentum as f32, decay(*weight_decay));
                     let rule = Sgd { rate, momentum, decay, trust: 1.0 };
                     update::sgd(rule, weights, &mut velocity[range.clone()], gradient);
                 }
-                (Config::Lars { momentum, weight_decay, trust }, [velocity]) => {
+                (Config::Lars { momentum, weight_decay, trust, .. }, [velocity]) => {
                     let (momentum, decay) = (*momentum as f32, decay(*weight_decay));
                     let velocity = &mut velocity[range.clone()];
                     if spec.adapt {
@@ -52,7 +52,7 @@ impl HostOptimizer {
                         update::sgd(rule, weights, velocity, gradient);
                     }
                 }
-                (Config::AdamW { beta1, beta2, epsilon, weight_decay }, [mean, square]) => {
+                (Config::AdamW { beta1, beta2, epsilon, weight_decay, .. }, [mean, square]) => {
                     let rule = AdamW {
                         rate,
                         beta1: *beta1 as f32,
@@ -125,8 +125,14 @@ mod tests {
         let plan = plan();
         for config in [
             Config::default(),
-            Config::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 },
-            Config::Lars { momentum: 0.9, weight_decay: 0.1, trust: 0.02 },
+            Config::AdamW {
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+                weight_decay: 0.1,
+                max_gradient_norm: None,
+            },
+            Config::Lars { momentum: 0.9, weight_decay: 0.1, trust: 0.02, max_gradient_norm: None },
         ] {
             let mut host = HostParams::init(&plan, [1, 0]).unwrap();
             let tensors = Params::init(&plan.weights, &plan.moments, [1, 0], &Device::Cpu).unwrap();

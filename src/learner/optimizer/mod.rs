@@ -1,9 +1,11 @@
 //! Optimisers: gradients to new weights, on tensors and on host memory. Both keep their running
 //! state under the same names, so that a checkpoint of one is a checkpoint of the other.
 
+mod clip;
 mod host;
 mod tensors;
 
+pub use clip::{scale, squared_norm};
 pub use host::HostOptimizer;
 pub use tensors::Optimizer;
 
@@ -28,6 +30,10 @@ pub enum Config {
         /// Pull towards zero, on weights that decay.
         #[serde(default = "default_sgd_decay")]
         weight_decay: f64,
+        /// The norm that the gradient of all weights together, heads among them, is cut to where it
+        /// is longer; unset, it never is.
+        #[serde(default)]
+        max_gradient_norm: Option<f64>,
     },
     /// Layer-wise adaptive rates (LARS: You et al., arXiv 1708.03888, eq. 6), for large batches: as
     /// SGD, but a layer's step is in proportion to its weights: |w| / (|g| + weight_decay |w|) times
@@ -42,6 +48,10 @@ pub enum Config {
         /// How far a layer moves at rate 1, as a share of its weights.
         #[serde(default = "default_trust")]
         trust: f64,
+        /// The norm that the gradient of all weights together, heads among them, is cut to where it
+        /// is longer; unset, it never is.
+        #[serde(default)]
+        max_gradient_norm: Option<f64>,
     },
     /// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
     AdamW {
@@ -57,6 +67,10 @@ pub enum Config {
         /// Pull towards zero, on weights that decay.
         #[serde(default = "default_adamw_decay")]
         weight_decay: f64,
+        /// The norm that the gradient of all weights together, heads among them, is cut to where it
+        /// is longer; unset, it never is.
+        #[serde(default)]
+        max_gradient_norm: Option<f64>,
     },
 }
 
@@ -87,7 +101,11 @@ fn default_adamw_decay() -> f64 {
 
 impl Default for Config {
     fn default() -> Self {
-        Self::Sgd { momentum: default_momentum(), weight_decay: default_sgd_decay() }
+        Self::Sgd {
+            momentum: default_momentum(),
+            weight_decay: default_sgd_decay(),
+            max_gradient_norm: None,
+        }
     }
 }
 
@@ -100,22 +118,45 @@ impl Config {
         let key = |name: &str| format!("learner.optimizer.{name}");
         let share = |name: &str, value| within(&key(name), value, 0.0..1.0, "from 0 to below 1");
         let decay = |value| within(&key("weight_decay"), value, 0.0..=1.0, "from 0 to 1");
+        if let Some(norm) = self.max_gradient_norm() {
+            within(&key("max_gradient_norm"), norm, 1e-6..=1e6, "from 0.000001 to 1000000")?;
+        }
         match *self {
-            Self::Sgd { momentum, weight_decay } => {
+            Self::Sgd { momentum, weight_decay, .. } => {
                 share("momentum", momentum)?;
                 decay(weight_decay)
             }
-            Self::Lars { momentum, weight_decay, trust } => {
+            Self::Lars { momentum, weight_decay, trust, .. } => {
                 share("momentum", momentum)?;
                 within(&key("trust"), trust, 1e-6..=1.0, "from 0.000001 to 1")?;
                 decay(weight_decay)
             }
-            Self::AdamW { beta1, beta2, epsilon, weight_decay } => {
+            Self::AdamW { beta1, beta2, epsilon, weight_decay, .. } => {
                 share("beta1", beta1)?;
                 share("beta2", beta2)?;
                 within(&key("epsilon"), epsilon, 1e-16..=1e-2, "from 1e-16 to 0.01")?;
                 decay(weight_decay)
             }
+        }
+    }
+
+    /// What all gradients are multiplied by, given the sum of their squares: less than 1 where they are
+    /// longer together than is allowed (Pascanu et al., arXiv 1211.5063, algorithm 1). One that is no
+    /// number stays so.
+    ///
+    /// # Errors
+    /// What `squares` reports; it is not called where nothing is cut.
+    pub fn gradient_scale(&self, squares: impl FnOnce() -> Result<f64>) -> Result<f64> {
+        let Some(most) = self.max_gradient_norm() else { return Ok(1.0) };
+        let norm = squares()?.sqrt();
+        Ok(if norm > most { most / norm } else { 1.0 })
+    }
+
+    fn max_gradient_norm(&self) -> Option<f64> {
+        match *self {
+            Self::Sgd { max_gradient_norm, .. }
+            | Self::Lars { max_gradient_norm, .. }
+            | Self::AdamW { max_gradient_norm, .. } => max_gradient_norm,
         }
     }
 
@@ -151,6 +192,9 @@ mod tests {
     #[test]
     fn a_bad_value_of_any_kind_is_refused_by_key_value_and_what_is_allowed() {
         for (kind, key, value, allowed) in [
+            ("sgd", "max_gradient_norm", "-1.0", "from 0.000001 to 1000000"),
+            ("lars", "max_gradient_norm", "-1.5", "from 0.000001 to 1000000"),
+            ("adamw", "max_gradient_norm", "-2.5", "from 0.000001 to 1000000"),
             ("sgd", "momentum", "1.0", "from 0 to below 1"),
             ("sgd", "weight_decay", "-0.1", "from 0 to 1"),
             ("lars", "momentum", "-0.5", "from 0 to below 1"),
@@ -169,5 +213,15 @@ mod tests {
                 assert!(message.contains(part), "{kind}.{key}: {message}");
             }
         }
+    }
+
+    #[test]
+    fn gradients_longer_than_allowed_are_cut_to_it_and_others_stay() {
+        let config: Config = toml::from_str("kind = \"sgd\"\nmax_gradient_norm = 2.0").unwrap();
+        let scale = |squares: f64| config.gradient_scale(|| Ok(squares)).unwrap();
+        assert_eq!(scale(25.0), 0.4);
+        assert_eq!([scale(4.0), scale(0.0), scale(f64::NAN)], [1.0; 3]);
+        let never = Config::default().gradient_scale(|| bail!("not asked for"));
+        assert_eq!(never.unwrap(), 1.0);
     }
 }

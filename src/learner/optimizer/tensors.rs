@@ -54,6 +54,14 @@ impl Optimizer {
         Ok(())
     }
 
+    /// [`Config::gradient_scale`] of its configuration.
+    ///
+    /// # Errors
+    /// What `squares` reports.
+    pub fn gradient_scale(&self, squares: impl FnOnce() -> Result<f64>) -> Result<f64> {
+        self.config.gradient_scale(squares)
+    }
+
     /// Its running state, by name.
     ///
     /// # Errors
@@ -95,7 +103,7 @@ fn update(
     rate: f64,
 ) -> Result<()> {
     match (config.clone(), state) {
-        (Config::Sgd { momentum, weight_decay }, [velocity]) => {
+        (Config::Sgd { momentum, weight_decay, .. }, [velocity]) => {
             let mut direction = gradient.clone();
             if spec.decay && weight_decay > 0.0 {
                 direction = (direction + (weight.as_tensor() * weight_decay)?)?;
@@ -104,14 +112,14 @@ fn update(
             *velocity = ((&*velocity * momentum)? + direction)?.detach();
             weight.set(&(weight.as_tensor() - (&*velocity * rate)?)?)
         }
-        (Config::Lars { momentum, weight_decay, trust }, [velocity]) => {
+        (Config::Lars { momentum, weight_decay, trust, .. }, [velocity]) => {
             let decay = if spec.decay { weight_decay } else { 0.0 };
             let trust = if spec.adapt { trusted(trust, decay, weight, gradient)? } else { 1.0 };
             let direction = ((gradient + (weight.as_tensor() * decay)?)? * trust)?;
             *velocity = ((&*velocity * momentum)? + direction)?.detach();
             weight.set(&(weight.as_tensor() - (&*velocity * rate)?)?)
         }
-        (Config::AdamW { beta1, beta2, epsilon, weight_decay }, [mean, square]) => {
+        (Config::AdamW { beta1, beta2, epsilon, weight_decay, .. }, [mean, square]) => {
             *mean = ((&*mean * beta1)? + (gradient * (1.0 - beta1))?)?.detach();
             *square = ((&*square * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?.detach();
             let unbiased_mean = (&*mean / (1.0 - beta1.powf(steps as f64)))?;
@@ -167,7 +175,7 @@ mod tests {
     #[test]
     fn sgd_follows_its_recurrence() {
         let params = params();
-        let config = Config::Sgd { momentum: 0.9, weight_decay: 0.1 };
+        let config = Config::Sgd { momentum: 0.9, weight_decay: 0.1, max_gradient_norm: None };
         let mut optimizer = Optimizer::new(&config, &[("", &params)]).unwrap();
         let (mut w, mut v, mut b, mut u) = (1.0, 0.0, 1.0, 0.0);
         for _ in 0..5 {
@@ -185,7 +193,13 @@ mod tests {
     fn adamw_steps_by_the_rate_on_a_constant_gradient() {
         // Mean over root of square is 1 there, so each step is rate (1 + decay w).
         let params = params();
-        let config = Config::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+        let config = Config::AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            max_gradient_norm: None,
+        };
         let mut optimizer = Optimizer::new(&config, &[("", &params)]).unwrap();
         let (mut w, mut b) = (1.0, 1.0);
         for _ in 0..5 {
@@ -201,7 +215,13 @@ mod tests {
     fn state_round_trips_through_arrays() {
         for config in [
             Config::default(),
-            Config::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 },
+            Config::AdamW {
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+                weight_decay: 0.1,
+                max_gradient_norm: None,
+            },
         ] {
             let straight = params();
             let mut optimizer = Optimizer::new(&config, &[("", &straight)]).unwrap();

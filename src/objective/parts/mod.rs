@@ -2,6 +2,7 @@
 
 pub mod head;
 pub mod log_det;
+pub mod negatives;
 pub mod queue;
 pub mod rows;
 pub mod siamese;

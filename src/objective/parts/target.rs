@@ -8,7 +8,7 @@
 use crate::encoder::{NamedArrays, Params};
 use crate::ops::update;
 use crate::setting::{Invalid, within};
-use candle_core::{Result, Var};
+use candle_core::Result;
 use std::f64::consts::PI;
 
 /// The target encoder that an objective asks for, in one step.
@@ -47,15 +47,13 @@ impl Average {
     /// # Errors
     /// Whatever the device reports.
     pub fn of(source: &Params, n_weights: usize) -> Result<Self> {
-        // Detached, or it would be the very weight that it is to follow.
-        let copies = source.weights[..n_weights].iter().map(|w| Var::from_tensor(&w.detach()));
-        let params = Params {
+        let first = Params {
             specs: source.specs[..n_weights].to_vec(),
-            weights: copies.collect::<Result<_>>()?,
+            weights: source.weights[..n_weights].to_vec(),
             moments_specs: vec![],
             moments: vec![],
         };
-        Ok(Self { params })
+        Ok(Self { params: first.duplicate()? })
     }
 
     /// Its weights.

@@ -1,7 +1,7 @@
 //! Runs a [`Plan`] on candle tensors: with autograd to train, without to serve.
 
 use super::{BATCH_NORM_EPSILON, Moments, Normalisation, average_pool, batch_norm};
-use super::{add_positions, attention, gelu, layer_norm, linear};
+use super::{add_positions, add_token, attention, first_pixel, gelu, layer_norm, linear};
 use super::{batch_norm_inference, convolution, max_pool};
 use crate::encoder::{Op, Params, Plan, Value};
 use candle_core::{Result, Tensor, bail};
@@ -89,6 +89,8 @@ fn run(
             Op::Gelu { input } => gelu(&value(input)?)?,
             Op::Attention { input, heads } => attention(&value(input)?, heads)?,
             Op::Positions { input, bias } => add_positions(&value(input)?, weight(bias))?,
+            Op::Tokens { input, positions } => add_token(&value(input)?, weight(positions))?,
+            Op::FirstPixel { input } => first_pixel(&value(input)?)?,
             Op::MaxPool { input } => max_pool(&value(input)?)?,
             Op::GlobalAveragePool { input } => average_pool(&value(input)?)?,
         };

@@ -17,7 +17,7 @@ pub mod tokens;
 pub use convolution::convolution;
 pub use norm::{Moments, Normalisation, batch_norm, batch_norm_inference};
 pub use pool::{average_pool, max_pool};
-pub use tokens::{add_positions, attention, gelu, layer_norm, linear};
+pub use tokens::{add_positions, add_token, attention, first_pixel, gelu, layer_norm, linear};
 
 /// Added to variances before their root; PyTorch's default.
 pub const BATCH_NORM_EPSILON: f64 = 1e-5;

@@ -70,6 +70,32 @@ pub fn add_positions(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     x.broadcast_add(&table)?.broadcast_add(bias)
 }
 
+/// A class token before the pixels of `x`, in a row, each with its position of `positions [T, D]`:
+/// `[N, 1, T, D]`.
+///
+/// # Errors
+/// Another number of pixels than T - 1.
+pub fn add_token(x: &Tensor, positions: &Tensor) -> Result<Tensor> {
+    let (images, height, width, channels) = x.dims4()?;
+    let (tokens, pixels) = (positions.dim(0)?, height * width);
+    if tokens != pixels + 1 {
+        bail!("{tokens} positions are not those of {pixels} patches and a class token")
+    }
+    let patches = x.reshape((images, pixels, channels))?;
+    let patches = patches.broadcast_add(&positions.narrow(0, 1, pixels)?)?;
+    let token = positions.narrow(0, 0, 1)?.broadcast_as((images, 1, channels))?;
+    Tensor::cat(&[&token, &patches], 1)?.reshape((images, 1, tokens, channels))
+}
+
+/// The first pixel of each image of `x [N, H, W, C]`: `[N, C]`.
+///
+/// # Errors
+/// Tensors of other axes.
+pub fn first_pixel(x: &Tensor) -> Result<Tensor> {
+    let (images, _, _, channels) = x.dims4()?;
+    x.narrow(1, 0, 1)?.narrow(2, 0, 1)?.contiguous()?.reshape((images, channels))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::oracle::{assert_slopes, noise};
@@ -86,7 +112,10 @@ mod tests {
         assert_slopes(1e-2, &inputs, |t| layer_norm(&t[0], &t[1], &t[2]));
         assert_slopes(1e-2, std::slice::from_ref(&x), |t| gelu(&t[0]));
         assert_slopes(1e-2, &[noise(6, &[2, 3, 2, 24])], |t| attention(&t[0], 2));
-        assert_slopes(1e-2, &[x, noise(7, &[8])], |t| add_positions(&t[0], &t[1]));
+        assert_slopes(1e-2, &[x.clone(), noise(7, &[8])], |t| add_positions(&t[0], &t[1]));
+        assert_slopes(1e-2, &[x.clone(), noise(8, &[7, 8])], |t| add_token(&t[0], &t[1]));
+        assert_slopes(1e-2, std::slice::from_ref(&x), |t| first_pixel(&t[0]));
+        assert!(add_token(&x, &noise(9, &[6, 8])).is_err());
     }
 
     /// With equal keys every token's share is the same: attention is the mean of the values.

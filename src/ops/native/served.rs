@@ -158,6 +158,13 @@ impl Served {
             (&Op::Positions { input, .. }, (Stage::Positions(positions), Weights::Bias(bias))) => {
                 positions.forward(bias, read(input), output)
             }
+            (&Op::Tokens { input, .. }, (_, Weights::Bias(positions))) => {
+                tokens::add_token(positions, sizes[input.0].channels, read(input), output);
+            }
+            (&Op::FirstPixel { input }, _) => {
+                let size = sizes[input.0];
+                tokens::first_pixel(read(input), size.pixels(), size.channels, output);
+            }
             (&Op::Gelu { input }, _) => tokens::gelu(read(input), output),
             (&Op::MaxPool { input }, _) => {
                 let size = sizes[input.0];

@@ -42,7 +42,22 @@ pub(super) fn sizes(plan: &Plan, images: usize, side_px: usize) -> Result<Vec<Si
                 let sides = of(input).sides.map(|side| side.div_ceil(2));
                 Size { sides, ..of(input) }
             }
-            Op::GlobalAveragePool { input } => Size { sides: [1, 1], ..of(input) },
+            Op::GlobalAveragePool { input } | Op::FirstPixel { input } => {
+                Size { sides: [1, 1], ..of(input) }
+            }
+            Op::Tokens { input, positions } => {
+                let (size, tokens) = (of(input), of(input).pixels() + 1);
+                let shape = &plan.weights[positions].shape;
+                if *shape != [tokens, size.channels] {
+                    bail!(
+                        "operation {index}: positions of shape {shape:?} meet {} patches of {} \
+                         channels",
+                        size.pixels(),
+                        size.channels
+                    )
+                }
+                Size { sides: [1, tokens], ..size }
+            }
             Op::Attention { input, heads } => {
                 let joined = of(input);
                 if heads == 0 || joined.channels % (3 * heads) != 0 {

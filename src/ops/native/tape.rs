@@ -219,6 +219,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_class_token_has_the_gradients_of_the_interpreter_and_wants_its_grid() {
+        let plan = "vit-tiny-patch5-grid3".parse::<Architecture>().unwrap().plan();
+        let mut params = HostParams::init(&plan, [1, 0]).unwrap();
+        // Positions of every size, so that each must stand where it belongs.
+        let positions = params.ranges[1].clone();
+        assert_eq!(plan.weights[1].name, "tokens.positions");
+        params.values[positions].copy_from_slice(&noise(3, 10 * 192));
+        let (images, pull) = (noise(1, 4 * 17 * 17 * 3), noise(2, 4 * plan.feature_dim));
+        let expected = oracle(&plan, &params, &images, 4, &pull);
+        for isa in Isa::available() {
+            let mut tape = Tape::on(isa, Precision::F32, &plan, 4, 17).unwrap();
+            let mut gradient = vec![f32::NAN; params.values.len()];
+            for _ in 0..2 {
+                let features = tape.forward(&params, images.clone()).unwrap();
+                assert!(distance(features, &expected[0]) < 1e-4);
+                tape.backward(&params, &pull, &mut gradient).unwrap();
+            }
+            for ((spec, range), expected) in
+                plan.weights.iter().zip(&params.ranges).zip(&expected[1..])
+            {
+                let error = distance(&gradient[range.clone()], expected);
+                // The bias of the keys has no gradient but for rounding.
+                let is_key = spec.name.ends_with("qkv.bias");
+                assert!(error < if is_key { 3e-2 } else { 1e-2 }, "{}: {error}", spec.name);
+            }
+        }
+        let error = Tape::new(&plan, 4, 20).err().unwrap().to_string();
+        assert!(error.contains("[10, 192]") && error.contains("16 patches"), "{error}");
+    }
+
     /// a . b / (|a| |b|).
     fn cosine(a: &[f32], b: &[f32]) -> f64 {
         let dot = |a: &[f32], b: &[f32]| -> f64 {
@@ -313,7 +344,8 @@ mod tests {
     /// of bf16's), so that ResNet-50 is told by its block above.
     #[test]
     fn bf16_has_the_features_of_f32_and_gradients_that_point_its_way() {
-        for architecture in Architecture::ALL {
+        let with_class_token = "vit-tiny-patch5-grid3".parse::<Architecture>().unwrap();
+        for architecture in Architecture::ALL.into_iter().chain([with_class_token]) {
             let plan = architecture.plan();
             let is_transformer = plan.ops.iter().any(|op| matches!(op, Op::Gelu { .. }));
             if !is_transformer && plan.weights.len() > 100 {
@@ -321,7 +353,11 @@ mod tests {
             }
             let params = HostParams::init(&plan, [1, 0]).unwrap();
             let is_small = plan.weights.len() < 200 && plan.feature_dim <= 256;
-            let shapes: &[_] = if is_small { &[[7, 33], [33, 15]] } else { &[[9, 15]] };
+            let shapes: &[_] = match architecture.only_side_px() {
+                Some(side) => &[[4, side]],
+                None if is_small => &[[7, 33], [33, 15]],
+                None => &[[9, 15]],
+            };
             let (most, least) = if is_transformer { (2e-2, 0.99) } else { (0.15, 0.8) };
             for &shape in shapes {
                 for isa in Isa::available() {

@@ -18,7 +18,7 @@ pub(super) enum Weights {
         gamma: Vec<f32>,
         beta: Vec<f32>,
     },
-    /// What goes with positions.
+    /// What goes with positions, or they themselves.
     Bias(Vec<f32>),
     Nothing,
 }
@@ -40,6 +40,7 @@ pub(super) fn fold(
             return Weights::Affine { gamma: values(gamma), beta: values(beta) };
         }
         Op::Positions { bias, .. } => return Weights::Bias(values(bias)),
+        Op::Tokens { positions, .. } => return Weights::Bias(values(positions)),
         Op::Linear { weight, bias: shift, .. } => {
             bias[..outputs].copy_from_slice(params.weight(shift));
             values(weight)

@@ -50,6 +50,8 @@ impl Layout {
                 Op::BatchNorm { .. }
                 | Op::MaxPool { .. }
                 | Op::GlobalAveragePool { .. }
+                | Op::FirstPixel { .. }
+                | Op::Tokens { .. }
                 | Op::Gelu { .. } => Stage::Nothing,
             })
         };

@@ -110,6 +110,20 @@ impl<E: Stored> Recording<E> {
                 tokens::pull_gelu(&self.values[input.0], &mut dy);
                 self.add_gradient(index, input, dy);
             }
+            (&Op::Tokens { input, positions }, _) => {
+                let size = self.sizes[input.0];
+                let mut dx = self.buffers.lend(size.len());
+                tokens::pull_token(&dy, size.channels, &mut gradient[of(positions)], &mut dx);
+                self.buffers.take_back(dy);
+                self.add_gradient(index, input, dx);
+            }
+            (&Op::FirstPixel { input }, _) => {
+                let size = self.sizes[input.0];
+                let mut dx = self.buffers.lend(size.len());
+                tokens::pull_first_pixel(&dy, size.pixels(), size.channels, &mut dx);
+                self.buffers.take_back(dy);
+                self.add_gradient(index, input, dx);
+            }
             (&Op::MaxPool { input }, _) => self.pull_maximum(index, input, dy),
             (&Op::GlobalAveragePool { input }, _) => {
                 let size = self.sizes[input.0];

@@ -72,7 +72,10 @@ fn is_pulled_by(op: &Op, value: usize) -> bool {
         | Op::LayerNorm { input, .. }
         | Op::Gelu { input }
         | Op::Attention { input, .. } => input == Value(value),
-        Op::GlobalAveragePool { .. } | Op::Positions { .. } => false,
+        Op::GlobalAveragePool { .. }
+        | Op::Positions { .. }
+        | Op::Tokens { .. }
+        | Op::FirstPixel { .. } => false,
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) struct Recording<E: Stored> {
     pub(super) scratch: Vec<f32>,
     /// The weight of the product at work, in the order that it is read.
     pub(super) packed: Vec<E::Word>,
-    /// The means of the last pool, before they were stored.
+    /// The last value; a pool's means as they were before they were stored.
     pub(super) features: Vec<f32>,
 }
 
@@ -39,8 +39,8 @@ impl<E: Stored> Recording<E> {
         if images * side_px == 0 {
             bail!("a tape needs images and pixels")
         }
-        if !matches!(plan.ops.last(), Some(Op::GlobalAveragePool { .. })) {
-            bail!("a plan ends with the average of its pixels")
+        if !matches!(plan.ops.last(), Some(Op::GlobalAveragePool { .. } | Op::FirstPixel { .. })) {
+            bail!("a plan ends with the average of its pixels, or the first one")
         }
         let sizes = sizes(plan, images, side_px)?;
         let states = (0..plan.ops.len()).map(|index| State::new(isa, plan, index, &sizes));
@@ -142,6 +142,16 @@ impl<E: Stored> Recording<E> {
             }
             (&Op::Positions { input, bias }, State::Positions(positions)) => {
                 positions.forward(weight(bias), read(input), output);
+            }
+            (&Op::Tokens { input, positions }, _) => {
+                let channels = self.sizes[input.0].channels;
+                tokens::add_token(weight(positions), channels, read(input), output);
+            }
+            (&Op::FirstPixel { input }, _) => {
+                let size = self.sizes[input.0];
+                tokens::first_pixel(read(input), size.pixels(), size.channels, output);
+                self.features.resize(output.len(), 0.0);
+                simd::widen(Isa::best(), output, &mut self.features);
             }
             (&Op::Gelu { input }, _) => tokens::gelu(read(input), output),
             (&Op::MaxPool { input }, _) => {

@@ -62,7 +62,11 @@ impl<E: Stored> State<E> {
                 let Size { images, sides, channels } = of(input);
                 Self::Positions(Positions::new(images, sides, channels))
             }
-            Op::MaxPool { .. } | Op::GlobalAveragePool { .. } | Op::Gelu { .. } => Self::Nothing,
+            Op::MaxPool { .. }
+            | Op::GlobalAveragePool { .. }
+            | Op::FirstPixel { .. }
+            | Op::Tokens { .. }
+            | Op::Gelu { .. } => Self::Nothing,
         })
     }
 

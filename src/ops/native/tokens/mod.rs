@@ -1,10 +1,12 @@
 //! What transformers need besides matrices, for one shape of images: pixels are tokens.
 
 mod attention;
+mod class_token;
 mod layer_norm;
 mod positions;
 
 pub(super) use attention::Attention;
+pub(super) use class_token::{add_token, first_pixel, pull_first_pixel, pull_token};
 pub(super) use layer_norm::LayerNorm;
 pub(super) use positions::Positions;
 

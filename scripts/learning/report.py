@@ -1,0 +1,134 @@
+"""Writes docs/LEARNING.md from the measured rows.
+
+Differences are means over paired seeds; their intervals are a paired bootstrap over test images and seeds:
+both sides of a difference are told on the same images, and each draw takes the same images and seeds of
+both.
+"""
+
+import collections
+import statistics
+
+import numpy as np
+
+import measure
+import streams
+from rows import ROWS
+
+PAGE = measure.ROOT / "docs/LEARNING.md"
+DRAWS = 10_000
+
+# Row, what it is set beside, which probe.
+DIFFERENCES = [
+    *((f"A {kind}", f"A {kind} of PyTorch", "knn") for kind in ("simclr", "moco", "byol")),
+    *((f"B replay {policy}", "B replay none", "knn") for policy in ("fifo", "reservoir")),
+    ("D bursts", "A simclr", "knn"),
+    ("E dirty", "A simclr", "knn"),
+]
+
+
+def bits(hexadecimal):
+    return np.array([bit == "1" for bit in f"{int(hexadecimal, 16):b}"[1:]], dtype=float)
+
+
+def bootstrap(ours, theirs):
+    """Mean difference and its 95 % interval, of `[seeds, images]` each."""
+    difference = ours - theirs
+    seeds, images = difference.shape
+    rng = np.random.default_rng(0)
+    # Images first: a mean over a draw of images is a product with its counts.
+    counts = rng.multinomial(images, np.full(images, 1 / images), DRAWS) / images
+    by_seed = counts @ difference.T  # [draws, seeds]
+    drawn = rng.integers(0, seeds, (DRAWS, seeds))
+    means = np.take_along_axis(by_seed, drawn, 1).mean(1)
+    return difference.mean(), *np.percentile(means, [2.5, 97.5])
+
+
+def spread(values):
+    """Mean, and standard deviation over seeds where there are several."""
+    mean = statistics.mean(values)
+    return f"{mean:.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def rows_table(lines, prefix):
+    head = ["| row | seconds | seeds | steps | kNN | linear |", "|---|---|---|---|---|---|"]
+    body = []
+    for row in ROWS:
+        found = lines[row.name]
+        if row.name.startswith("sweep") != (prefix == "sweep") or not found:
+            continue
+        of = lambda key: [line[key] for line in found]
+        steps = round(statistics.mean(of("steps")))
+        body.append(f"| {row.name} | {row.seconds} | {len(found)} | {steps} | {spread(of('knn'))} "
+                    f"| {spread(of('linear'))} |")
+    return head + body if body else ["Nothing is measured yet."]
+
+
+def differences_table(lines):
+    head = ["| row | less | kNN | 95 % interval | seeds |", "|---|---|---|---|---|"]
+    body = []
+    for name, other, probe in DIFFERENCES:
+        sides = [{line["seed"]: bits(line[f"{probe}_hits"]) for line in lines[side]}
+                 for side in (name, other)]
+        seeds = sorted(sides[0].keys() & sides[1].keys())
+        if seeds:
+            ours, theirs = (np.stack([side[seed] for seed in seeds]) for side in sides)
+            mean, low, high = bootstrap(ours, theirs)
+            body.append(f"| {name} | {other} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {len(seeds)} |")
+    return head + body if body else ["Nothing is measured yet."]
+
+
+def drift(lines):
+    text = []
+    for name in ("B replay none", "B replay fifo", "B replay reservoir"):
+        found = [line["classes"] for line in lines[name]]
+        if found:
+            average, fallen = ([run[key] for run in found] for key in ("average", "forgetting"))
+            text.append(f"- {name}: average accuracy over the pairs learned so far "
+                        f"{spread(average)}, forgetting {spread(fallen)}.")
+    for name in ("C drift", "C shuffled"):
+        found = [line["domains"] for line in lines[name]]
+        if found:
+            last = np.array([run["knn"][-1] for run in found]).mean(0)
+            domains = ", ".join(f"{d} {v:.3f}" for d, v in zip(found[0]["domains"], last))
+            text.append(f"- {name}: leave-one-out kNN at the end: {domains}; mean {last.mean():.3f}.")
+    return text
+
+
+def beside(lines):
+    text = []
+    for found in lines.values():
+        for line in found:
+            for floor in line.get("floors", []):
+                text.append(f"- Floor of {floor['name']}: kNN {floor['knn']:.3f}, "
+                            f"linear {floor['linear']:.3f}.")
+            if supervised := line.get("supervised"):
+                text.append(f"- The same encoder trained with the labels for "
+                            f"{supervised['seconds']:.0f} s: {supervised['accuracy']:.3f} by its own "
+                            f"classifier, kNN {supervised['knn']:.3f}, linear {supervised['linear']:.3f}.")
+    return text
+
+
+def write(measured):
+    lines = collections.defaultdict(list)
+    for line in measured:
+        lines[line["row"]].append(line)
+    processors = sorted({line["processor"] for line in measured})
+    page = [
+        "# Learning", "",
+        "    SELFSTREAM_TEST_IMAGES=DIR scripts/bench-learning", "",
+        "writes this page. It resumes where it stopped; `--list` says what is measured, `--rows 'A *'` chooses.",
+        f"Measured on: {'; '.join(processors) or 'nothing yet'}.", "",
+        "Every run learns from a real Kafka topic, on which the images arrive evenly over its time, and is told",
+        "by images that were never streamed: accuracy of kNN (20 neighbours, cosine) and of a linear probe.",
+        "± is the standard deviation over seeds.", "",
+        "| protocol | stream |", "|---|---|",
+        *(f"| {name} | {text} |" for name, text in streams.PROTOCOLS.items()), "",
+        "## Rows on test images", "", *rows_table(lines, "A"), "", *beside(lines), *drift(lines), "",
+        "## Differences", "",
+        "Means over paired seeds; intervals are a paired bootstrap over test images and seeds.", "",
+        *differences_table(lines), "",
+        "## Sweeps", "",
+        "On images held out of the training ones: what the defaults are chosen by.", "",
+        *rows_table(lines, "sweep"), "",
+    ]
+    PAGE.write_text("\n".join(page))
