@@ -158,9 +158,14 @@ impl<'a> Run<'a> {
         ensure!(!positions.is_empty(), "there are no images to train on");
         let Recipe { optimizer, seed, device, precision, .. } = recipe;
         let plan = recipe.architecture.plan();
-        let (shadows, init) = (&[][..], None);
-        let (seed, precision) = (*seed, *precision);
-        let spec = Spec { plan: &plan, optimizer, shadows, seed, precision, init };
+        let spec = Spec {
+            plan: &plan,
+            optimizer,
+            shadows: &[],
+            seed: *seed,
+            init: None,
+            precision: *precision,
+        };
         let head = head(classes.names().len(), plan.feature_dim, device)?;
         Ok(Self {
             recipe,
