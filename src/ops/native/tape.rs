@@ -355,7 +355,7 @@ mod tests {
             let is_small = plan.weights.len() < 200 && plan.feature_dim <= 256;
             let shapes: &[_] = match architecture.only_side_px() {
                 Some(side) => &[[4, side]],
-                None if is_small => &[[7, 33], [33, 15]],
+                None if is_small => &[[7, 33]],
                 None => &[[9, 15]],
             };
             let (most, least) = if is_transformer { (2e-2, 0.99) } else { (0.15, 0.8) };
