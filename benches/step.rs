@@ -6,7 +6,7 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use selfstream::encoder::{Architecture, HostParams, Params};
 use selfstream::ops::candle::interpreter::{forward_inference, forward_train};
-use selfstream::ops::native::{Served, Tape};
+use selfstream::ops::native::{Precision, Served, Tape};
 
 const IMAGES: usize = 128;
 const SIDE_PX: usize = 32;
@@ -36,9 +36,18 @@ fn tensors(architecture: Architecture) -> Params {
 
 #[divan::bench(args = ENCODERS, consts = THREADS, sample_count = 7, sample_size = 1)]
 fn native_step<const THREAD_COUNT: usize>(bencher: Bencher<'_, '_>, encoder: &str) {
+    step::<THREAD_COUNT>(bencher, encoder, Precision::F32);
+}
+
+#[divan::bench(args = ENCODERS, consts = THREADS, sample_count = 7, sample_size = 1)]
+fn native_step_bf16<const THREAD_COUNT: usize>(bencher: Bencher<'_, '_>, encoder: &str) {
+    step::<THREAD_COUNT>(bencher, encoder, Precision::Bf16);
+}
+
+fn step<const THREAD_COUNT: usize>(bencher: Bencher<'_, '_>, encoder: &str, precision: Precision) {
     let plan = architecture(encoder).plan();
     let params = HostParams::init(&plan, [1, 0]).expect("it fits memory");
-    let mut tape = Tape::new(&plan, IMAGES, SIDE_PX).expect("the plan fits");
+    let mut tape = Tape::storing(precision, &plan, IMAGES, SIDE_PX).expect("the plan fits");
     let mut gradient = vec![0.0; params.values.len()];
     let (images, pull) = (images(IMAGES), noise(IMAGES * plan.feature_dim));
     let pool = pool(THREAD_COUNT);

@@ -66,8 +66,10 @@ pub struct Run {
     pub seed: u64,
     /// Where tensors live: `auto`, `cpu` or `cuda`.
     pub device: device::Device,
-    /// Vector instructions of the CPU: `auto`, `portable`, `avx2` or `avx512`.
+    /// Vector instructions of the CPU: `auto`, `portable`, `avx2`, `avx512` or `avx512bf16`.
     pub instructions: device::Instructions,
+    /// What training stores activations as: `f32`, `bf16` or `auto`.
+    pub precision: device::Precision,
     /// Threads that compute steps; 0 is one for each core.
     pub learner_threads: usize,
     /// How far the threads that learn and make views give way to those that answer queries, and to
@@ -100,6 +102,7 @@ impl Default for Run {
             seed: 0,
             device: device::Device::default(),
             instructions: device::Instructions::default(),
+            precision: device::Precision::default(),
             learner_threads: 0,
             learner_niceness: 0,
             decode_threads: 1,
@@ -508,6 +511,7 @@ mod tests {
         let cases = [
             ("run.device = \"gpu\"", "run.device = \"gpu\"", "cuda"),
             ("run.instructions = \"sse\"", "run.instructions", "avx2"),
+            ("run.precision = \"f16\"", "run.precision = \"f16\"", "bf16"),
             ("run.log = \"xml\"", "run.log", "json"),
             ("source.kind = \"s3\"", "source.kind", "folder"),
             ("kafka.start = \"now\"", "kafka.start", "earliest"),

@@ -1,7 +1,8 @@
 //! The one place that picks where tensors live, and what computes them there.
 
 use crate::ops::isa::Isa;
-use anyhow::{Context, Result, anyhow};
+use crate::ops::native;
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
@@ -79,6 +80,8 @@ pub enum Instructions {
     Avx2,
     /// AVX-512 F and VL; an error where there are none.
     Avx512,
+    /// Those and AVX-512 BF16; an error where there are none.
+    Avx512Bf16,
 }
 
 impl Instructions {
@@ -92,6 +95,7 @@ impl Instructions {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
         };
         let isa = Isa::available()
             .into_iter()
@@ -102,6 +106,41 @@ impl Instructions {
         })?;
         info!("kernels use {isa} instructions");
         Ok(())
+    }
+}
+
+/// What training stores activations and their gradients as; weights are f32 in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bf16 where the CPU multiplies it, else f32.
+    Auto,
+    /// f32.
+    #[default]
+    F32,
+    /// bf16, on a CPU.
+    Bf16,
+}
+
+impl Precision {
+    /// That of training on `device`, with the instructions that kernels run with.
+    ///
+    /// # Errors
+    /// `bf16` on a GPU.
+    pub fn choose(self, device: &candle_core::Device) -> Result<native::Precision> {
+        let multiplies_bf16 = device.is_cpu() && Isa::best().multiplies_bf16();
+        match self {
+            Self::F32 => Ok(native::Precision::F32),
+            Self::Auto if !multiplies_bf16 => Ok(native::Precision::F32),
+            Self::Bf16 if !device.is_cpu() => bail!(
+                "run.precision = \"bf16\", but run.device is a GPU; there it must be \"f32\" or \
+                 \"auto\", since only a CPU trains in bf16"
+            ),
+            Self::Auto | Self::Bf16 => {
+                info!(multiplies_bf16, "training stores activations in bf16");
+                Ok(native::Precision::Bf16)
+            }
+        }
     }
 }
 
@@ -116,6 +155,7 @@ mod tests {
             (Instructions::Portable, "portable"),
             (Instructions::Avx2, "avx2"),
             (Instructions::Avx512, "avx512"),
+            (Instructions::Avx512Bf16, "avx512bf16"),
         ] {
             match choice.choose() {
                 Ok(()) => assert_eq!(name, best),
@@ -126,6 +166,21 @@ mod tests {
             }
         }
         assert!(Instructions::Auto.choose().is_ok());
+    }
+
+    #[test]
+    fn bf16_is_for_cpus_and_auto_takes_it_where_it_is_multiplied() {
+        let (cpu, multiplies) = (candle_core::Device::Cpu, Isa::best().multiplies_bf16());
+        assert_eq!(Precision::F32.choose(&cpu).unwrap(), native::Precision::F32);
+        assert_eq!(Precision::Bf16.choose(&cpu).unwrap(), native::Precision::Bf16);
+        let auto = Precision::Auto.choose(&cpu).unwrap();
+        assert_eq!(auto == native::Precision::Bf16, multiplies);
+        let device = under_test();
+        if !device.is_cpu() {
+            let error = Precision::Bf16.choose(&device).unwrap_err().to_string();
+            assert!(error.contains("run.precision = \"bf16\""), "{error}");
+            assert_eq!(Precision::Auto.choose(&device).unwrap(), native::Precision::F32);
+        }
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub(crate) enum Set {
     /// AVX-512 F and VL, AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// Those, and the product of pairs of bf16 numbers.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 /// The one that [`Isa::best`] answers with from its first call on.
@@ -46,11 +49,17 @@ impl Isa {
             if has_avx2 {
                 available.push(Self(Set::Avx2));
             }
-            if has_avx2
+            let has_avx512 = has_avx2
                 && is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512vl")
-            {
+                && is_x86_feature_detected!("avx512vl");
+            if has_avx512 {
                 available.push(Self(Set::Avx512));
+            }
+            if has_avx512
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512bf16")
+            {
+                available.push(Self(Set::Avx512Bf16));
             }
         }
         available
@@ -71,6 +80,14 @@ impl Isa {
         if chosen == self { Ok(()) } else { Err(chosen) }
     }
 
+    /// Whether one instruction multiplies pairs of bf16 numbers. Elsewhere they are taken apart first.
+    pub fn multiplies_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Set::Avx512Bf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     pub(crate) fn set(self) -> Set {
         self.0
     }
@@ -85,26 +102,34 @@ impl fmt::Display for Isa {
             Set::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Set::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16 => "avx512bf16",
         })
     }
 }
 
 /// Compiles each safe function once per instruction set and puts an `isa: Isa` in front of its arguments.
 macro_rules! at_every_level {
-    ($($(#[$attribute:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?)
-        $(-> $result:ty)? $body:block)*) => {
+    ($($(#[$attribute:meta])* fn $name:ident $(<$element:ident: $bound:ident>)?
+        ($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {
         $($(#[$attribute])*
         #[expect(clippy::allow_attributes, reason = "only some of these functions are as wide")]
         #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its buffers")]
-        pub(crate) fn $name(isa: $crate::isa::Isa, $($argument: $type),*) $(-> $result)? {
+        pub(crate) fn $name $(<$element: $bound>)? (
+            isa: $crate::isa::Isa, $($argument: $type),*
+        ) $(-> $result)? {
             #[inline(always)]
-            fn portable($($argument: $type),*) $(-> $result)? $body
+            fn portable $(<$element: $bound>)? ($($argument: $type),*) $(-> $result)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2")]
-            fn avx2($($argument: $type),*) $(-> $result)? { portable($($argument),*) }
+            fn avx2 $(<$element: $bound>)? ($($argument: $type),*) $(-> $result)? {
+                portable($($argument),*)
+            }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl")]
-            fn avx512($($argument: $type),*) $(-> $result)? { portable($($argument),*) }
+            fn avx512 $(<$element: $bound>)? ($($argument: $type),*) $(-> $result)? {
+                portable($($argument),*)
+            }
             match isa.set() {
                 $crate::isa::Set::Portable => portable($($argument),*),
                 // SAFETY: an `Isa` of this set exists only where AVX2 was detected.
@@ -112,7 +137,9 @@ macro_rules! at_every_level {
                 $crate::isa::Set::Avx2 => unsafe { avx2($($argument),*) },
                 // SAFETY: an `Isa` of this set exists only where AVX-512 F and VL were detected.
                 #[cfg(target_arch = "x86_64")]
-                $crate::isa::Set::Avx512 => unsafe { avx512($($argument),*) },
+                $crate::isa::Set::Avx512 | $crate::isa::Set::Avx512Bf16 => unsafe {
+                    avx512($($argument),*)
+                },
             }
         })*
     };

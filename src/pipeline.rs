@@ -261,6 +261,7 @@ fn open_trainer(config: &Config) -> Result<Trainer> {
         alignment: &config.learner.alignment,
         seed: config.run.seed,
         device: &device,
+        precision: config.run.precision.choose(&device)?,
         init: init.transpose()?.as_ref(),
     })?;
     if let Some(side_px) = architecture.only_side_px() {

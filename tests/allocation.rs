@@ -2,7 +2,7 @@
 //! the first steps. Counted by the process's allocator, which is why this is a program of its own.
 
 use selfstream::encoder::{Architecture, HostParams};
-use selfstream::ops::native::Tape;
+use selfstream::ops::native::{Precision, Tape};
 use selfstream::ops::update::{Sgd, sgd};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,10 +45,10 @@ const STEPS_MAX: usize = 60;
 
 /// Allocations of each step, the first one after the tape was made, until they end or there are too
 /// many steps.
-fn allocations(encoder: &str) -> Vec<usize> {
+fn allocations(encoder: &str, precision: Precision) -> Vec<usize> {
     let plan = encoder.parse::<Architecture>().expect("an encoder").plan();
     let mut params = HostParams::init(&plan, [1, 0]).expect("it fits memory");
-    let mut tape = Tape::new(&plan, IMAGES, SIDE_PX).expect("the plan fits");
+    let mut tape = Tape::storing(precision, &plan, IMAGES, SIDE_PX).expect("the plan fits");
     let mut gradient = vec![0.0; params.values.len()];
     let mut velocity = vec![0.0; params.values.len()];
     let rule = Sgd { rate: 1e-4, momentum: 0.9, decay: 5e-4, trust: 1.0 };
@@ -76,9 +76,12 @@ fn a_steady_step_allocates_nothing() {
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         for encoder in ["slim-resnet", "resnet50-imagenet", "vit-tiny-patch4"] {
-            let counts = pool.install(|| allocations(encoder));
-            assert!(counts[0] > 0, "{encoder}: the count does not count");
-            assert!(is_steady(&counts), "{encoder} on {threads} threads: {counts:?}");
+            for precision in [Precision::F32, Precision::Bf16] {
+                let counts = pool.install(|| allocations(encoder, precision));
+                let what = format!("{encoder} in {precision:?} on {threads} threads");
+                assert!(counts[0] > 0, "{what}: the count does not count");
+                assert!(is_steady(&counts), "{what}: {counts:?}");
+            }
         }
     }
 }

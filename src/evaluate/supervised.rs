@@ -15,6 +15,7 @@ use crate::encoder::{Architecture, Params};
 use crate::learner::backbone::{self, Backbone, Spec};
 use crate::learner::optimizer::{self, Optimizer};
 use crate::learner::schedule::{self, Progress};
+use crate::ops::native::Precision;
 use crate::snapshot::{Encoded, Provenance, Snapshot};
 use crate::source::collection::{Collection, shuffled};
 use anyhow::{Context, Result, ensure};
@@ -55,6 +56,8 @@ pub struct Recipe {
     pub seed: u64,
     /// Where it computes.
     pub device: Device,
+    /// What it stores activations as, on the CPU.
+    pub precision: Precision,
 }
 
 /// What a supervised run reached; accuracies are fractions of the test images.
@@ -153,9 +156,16 @@ impl<'a> Run<'a> {
         classes: &'a Classes,
     ) -> Result<Self> {
         ensure!(!positions.is_empty(), "there are no images to train on");
-        let Recipe { optimizer, seed, device, .. } = recipe;
+        let Recipe { optimizer, seed, device, precision, .. } = recipe;
         let plan = recipe.architecture.plan();
-        let spec = Spec { plan: &plan, optimizer, shadows: &[], seed: *seed, init: None };
+        let spec = Spec {
+            plan: &plan,
+            optimizer,
+            shadows: &[],
+            seed: *seed,
+            init: None,
+            precision: *precision,
+        };
         let head = head(classes.names().len(), plan.feature_dim, device)?;
         Ok(Self {
             recipe,
@@ -287,6 +297,7 @@ mod tests {
             batch_images: 12,
             seed: 4,
             device: Device::Cpu,
+            precision: Precision::F32,
         }
     }
 

@@ -12,6 +12,7 @@ use crate::augment::ViewGroup;
 use crate::encoder::{NamedArrays, Plan};
 use crate::objective::parts::negatives::NegativeWeights;
 use crate::objective::{self, Objective, SeenBy};
+use crate::ops::native::Precision;
 use candle_core::{Device, Result, Tensor};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,8 @@ pub struct Recipe<'a> {
     pub seed: u64,
     /// Where it computes.
     pub device: &'a Device,
+    /// What it stores activations as, on the CPU.
+    pub precision: Precision,
     /// The numbers that the encoder begins with, by name; fresh ones where there are none.
     pub init: Option<&'a NamedArrays>,
 }
@@ -79,7 +82,7 @@ impl Trainer {
     /// # Errors
     /// Whatever the device reports.
     pub fn new(recipe: &Recipe<'_>) -> Result<Self> {
-        let Recipe { plan, side_px, device, seed, .. } = *recipe;
+        let Recipe { plan, side_px, device, seed, precision, .. } = *recipe;
         let objective = recipe.objective.build(plan.feature_dim, seed, device)?;
         let served = Served::new(recipe.average_momentum);
         let target = objective.target(0.0).map(|_| Shadow::Target);
@@ -92,7 +95,7 @@ impl Trainer {
         heads.extend(alignment.iter().map(|alignment| (ALIGNMENT, alignment.predictor())));
         let optimizer = recipe.optimizer;
         let init = recipe.init;
-        let spec = backbone::Spec { plan, optimizer, shadows: &shadows, seed, init };
+        let spec = backbone::Spec { plan, optimizer, shadows: &shadows, seed, precision, init };
         Ok(Self {
             plan: plan.clone(),
             encoder: backbone::open(&spec, device)?,
@@ -284,6 +287,15 @@ mod tests {
     }
 
     fn trainer_with(objective: &objective::Config, learning_rate: f64, optimizer: &str) -> Trainer {
+        trainer_in(Precision::F32, objective, learning_rate, optimizer)
+    }
+
+    fn trainer_in(
+        precision: Precision,
+        objective: &objective::Config,
+        learning_rate: f64,
+        optimizer: &str,
+    ) -> Trainer {
         let schedule =
             schedule::Config { warmup_steps: 10, learning_rate, ..schedule::Config::default() };
         Trainer::new(&Recipe {
@@ -296,6 +308,7 @@ mod tests {
             alignment: &alignment::Config { weight: 0.1, refresh_steps: 2, hidden: 16 },
             seed: 5,
             device: &under_test(),
+            precision,
             init: None,
         })
         .unwrap()
@@ -399,6 +412,27 @@ mod tests {
         for config in objective::Config::every_form() {
             assert!(spread_after(&config) > FLOOR, "{config:?}");
         }
+    }
+
+    /// The same pictures in the same order: what bf16 rounds away is not what is learned.
+    #[test]
+    fn bf16_learns_as_f32_does() {
+        let ends = [Precision::F32, Precision::Bf16].map(|precision| {
+            let config = objective::Config::default();
+            let mut trainer = trainer_in(precision, &config, 0.03, "kind = \"sgd\"");
+            let mut losses = vec![];
+            for step in 0..STEPS {
+                let ids: Vec<u64> =
+                    (0..N_IMAGES as u64).map(|i| i + 8 * (step as u64 % 4)).collect();
+                losses.push(trainer.step(views(&trainer, step, &ids), &ids, None).unwrap().loss);
+            }
+            let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+            let (first, last) = (mean(&losses[..10]), mean(&losses[STEPS - 20..]));
+            (first - last, spread_of_images(&mut trainer))
+        });
+        let [(fall, spread), (fall_in_bf16, spread_in_bf16)] = ends;
+        assert!(fall > 0.0 && (fall_in_bf16 / fall - 1.0).abs() < 0.1, "{ends:?}");
+        assert!((spread_in_bf16 - spread).abs() < 0.1, "{ends:?}");
     }
 
     /// The floor is one that a collapsed encoder is below: its last norm makes all images alike.

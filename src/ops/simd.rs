@@ -4,12 +4,17 @@
 //!
 //! No loop fuses a product with a sum, and those that sum a row do so by [`LANES`] partial sums in
 //! one fixed order, so every instruction set gives the same bits; the portable one is the oracle of
-//! the tests.
+//! the tests. What they read and write is stored as any
+//! [`Element`](super::element::Element); they compute in f32.
 
 use super::update::{AdamW, Sgd};
 use crate::isa::at_every_level;
+use crate::ops::element::Element;
 
+mod stored;
 pub(crate) mod tokens;
+
+pub(crate) use stored::{accumulate, join, narrow, widen};
 
 /// Partial sums of a row.
 const LANES: usize = 16;
@@ -55,9 +60,9 @@ fn at_least(value: f32, floor: f32) -> f32 {
 
 at_every_level! {
     /// `sum += values`, elementwise.
-    fn add(sum: &mut [f32], values: &[f32]) {
-        for (sum, &value) in sum.iter_mut().zip(values) {
-            *sum += value;
+    fn add<E: Element>(sum: &mut [f32], values: &[E]) {
+        for (sum, value) in sum.iter_mut().zip(values) {
+            *sum += value.widen();
         }
     }
 
@@ -75,37 +80,39 @@ at_every_level! {
     }
 
     /// `y = max(x * scale + offset, floor)`; `x`, `y` are `[R, C]`, `scale`, `offset` `[C]`.
-    fn affine(x: &[f32], scale: &[f32], offset: &[f32], floor: f32, y: &mut [f32]) {
+    fn affine<E: Element>(x: &[E], scale: &[f32], offset: &[f32], floor: f32, y: &mut [E]) {
         let channels = scale.len();
         for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-            for ((y, &x), (&scale, &offset)) in y.iter_mut().zip(x).zip(scale.iter().zip(offset)) {
-                *y = at_least(x * scale + offset, floor);
+            for ((y, x), (&scale, &offset)) in y.iter_mut().zip(x).zip(scale.iter().zip(offset)) {
+                *y = E::narrow(at_least(x.widen() * scale + offset, floor));
             }
         }
     }
 
     /// `y = max(x * scale + offset + residual, floor)`; the shapes are [`affine`]'s.
-    fn affine_onto(x: &[f32], scale: &[f32], offset: &[f32], floor: f32, residual: &[f32],
-                   y: &mut [f32]) {
+    fn affine_onto<E: Element>(x: &[E], scale: &[f32], offset: &[f32], floor: f32, residual: &[E],
+                      y: &mut [E]) {
         let channels = scale.len();
         let inputs = x.chunks_exact(channels).zip(residual.chunks_exact(channels));
         for (y, (x, residual)) in y.chunks_exact_mut(channels).zip(inputs) {
             let inputs = x.iter().zip(residual).zip(scale.iter().zip(offset));
-            for (y, ((&x, &residual), (&scale, &offset))) in y.iter_mut().zip(inputs) {
-                *y = at_least(x * scale + offset + residual, floor);
+            for (y, ((x, residual), (&scale, &offset))) in y.iter_mut().zip(inputs) {
+                let sum = x.widen() * scale + offset + residual.widen();
+                *y = E::narrow(at_least(sum, floor));
             }
         }
     }
 
     /// Adds the rows of `dy [R, C]`, and of `dy * (x - mean)`, to `sums` and `products`, both `[C]`.
-    fn add_products(x: &[f32], dy: &[f32], mean: &[f32], sums: &mut [f32],
-                    products: &mut [f32]) {
+    fn add_products<E: Element>(x: &[E], dy: &[E], mean: &[f32], sums: &mut [f32],
+                       products: &mut [f32]) {
         let channels = mean.len();
         for (x, dy) in x.chunks_exact(channels).zip(dy.chunks_exact(channels)) {
             let sums = sums.iter_mut().zip(products.iter_mut());
-            for (((&x, &dy), &mean), (sum, product)) in x.iter().zip(dy).zip(mean).zip(sums) {
+            for (((x, dy), &mean), (sum, product)) in x.iter().zip(dy).zip(mean).zip(sums) {
+                let dy = dy.widen();
                 *sum += dy;
-                *product += dy * (x - mean);
+                *product += dy * (x.widen() - mean);
             }
         }
     }
@@ -127,15 +134,15 @@ at_every_level! {
     }
 
     /// `dx = dy * of_dy + x * of_x + constant`; rows `[R, C]`, coefficients `[3, C]` in this order.
-    fn combine(x: &[f32], dy: &[f32], coefficients: &[f32], dx: &mut [f32]) {
+    fn combine<E: Element>(x: &[E], dy: &[E], coefficients: &[f32], dx: &mut [E]) {
         let channels = coefficients.len() / 3;
         let (of_dy, rest) = coefficients.split_at(channels);
         let (of_x, constant) = rest.split_at(channels);
         let rows = x.chunks_exact(channels).zip(dy.chunks_exact(channels));
         for (dx, (x, dy)) in dx.chunks_exact_mut(channels).zip(rows) {
             let row = x.iter().zip(dy).zip(of_dy).zip(of_x).zip(constant);
-            for (dx, ((((&x, &dy), &of_dy), &of_x), &constant)) in dx.iter_mut().zip(row) {
-                *dx = dy * of_dy + (x * of_x + constant);
+            for (dx, ((((x, dy), &of_dy), &of_x), &constant)) in dx.iter_mut().zip(row) {
+                *dx = E::narrow(dy.widen() * of_dy + (x.widen() * of_x + constant));
             }
         }
     }
@@ -156,14 +163,14 @@ at_every_level! {
     }
 
     /// [`combine`] in place of `dy`.
-    fn combine_in_place(x: &[f32], coefficients: &[f32], dy: &mut [f32]) {
+    fn combine_in_place<E: Element>(x: &[E], coefficients: &[f32], dy: &mut [E]) {
         let channels = coefficients.len() / 3;
         let (of_dy, rest) = coefficients.split_at(channels);
         let (of_x, constant) = rest.split_at(channels);
         for (dy, x) in dy.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
             let row = x.iter().zip(of_dy).zip(of_x).zip(constant);
-            for (dy, (((&x, &of_dy), &of_x), &constant)) in dy.iter_mut().zip(row) {
-                *dy = *dy * of_dy + (x * of_x + constant);
+            for (dy, (((x, &of_dy), &of_x), &constant)) in dy.iter_mut().zip(row) {
+                *dy = E::narrow(dy.widen() * of_dy + (x.widen() * of_x + constant));
             }
         }
     }
@@ -176,9 +183,9 @@ at_every_level! {
     }
 
     /// [`pass`] in place of `dy`.
-    fn pass_in_place(y: &[f32], dy: &mut [f32]) {
-        for (dy, &y) in dy.iter_mut().zip(y) {
-            *dy = passed(*dy, y);
+    fn pass_in_place<E: Element>(y: &[E], dy: &mut [E]) {
+        for (dy, y) in dy.iter_mut().zip(y) {
+            *dy = E::narrow(passed(dy.widen(), y.widen()));
         }
     }
 
@@ -218,18 +225,20 @@ at_every_level! {
     }
 
     /// `best = max(best, values)`, elementwise; what is not a number stays.
-    fn raise(best: &mut [f32], values: &[f32]) {
+    fn raise<E: Element>(best: &mut [E], values: &[E]) {
         for (best, &value) in best.iter_mut().zip(values) {
-            *best = if value > *best || value.is_nan() { value } else { *best };
+            let (number, present) = (value.widen(), best.widen());
+            *best = if number > present || number.is_nan() { value } else { *best };
         }
     }
 
     /// Moves `unclaimed` to `dx` where `x` equals the maximum `y`, and leaves zero in its place.
-    fn claim(x: &[f32], y: &[f32], unclaimed: &mut [f32], dx: &mut [f32]) {
-        for ((&x, &y), (unclaimed, dx)) in x.iter().zip(y).zip(unclaimed.iter_mut().zip(dx)) {
-            let is_maximum = x == y;
-            *dx += if is_maximum { *unclaimed } else { 0.0 };
-            *unclaimed = if is_maximum { 0.0 } else { *unclaimed };
+    fn claim<E: Element>(x: &[E], y: &[E], unclaimed: &mut [E], dx: &mut [E]) {
+        for ((x, y), (unclaimed, dx)) in x.iter().zip(y).zip(unclaimed.iter_mut().zip(dx)) {
+            let is_maximum = x.widen() == y.widen();
+            let claimed = if is_maximum { unclaimed.widen() } else { 0.0 };
+            *dx = E::narrow(dx.widen() + claimed);
+            *unclaimed = if is_maximum { E::default() } else { *unclaimed };
         }
     }
 }
@@ -238,6 +247,7 @@ at_every_level! {
 mod tests {
     use super::*;
     use crate::isa::Isa;
+    use crate::ops::element::Bf16;
     use proptest::prelude::*;
 
     /// Values of either sign with zeros and infinities among them.
@@ -313,6 +323,75 @@ mod tests {
                             || found.is_nan() && expected.is_nan(),
                         "{found} is not {expected} at {isa:?}"
                     );
+                }
+            }
+        }
+    }
+
+    /// Every loop over what is stored, and its sums, of numbers that bf16 holds.
+    fn run_stored<E: Element>(isa: Isa, rows: usize, channels: usize) -> (Vec<E>, Vec<f32>) {
+        let held = |seed, length| -> Vec<E> {
+            values(seed, length).iter().map(|v| E::narrow(Bf16::narrow(*v).widen())).collect()
+        };
+        let length = rows * channels;
+        let (x, y, dy) = (held(1, length), held(2, length), held(3, length));
+        let (mean, scale) = (values(4, channels), values(5, channels));
+        let coefficients = values(6, 3 * channels);
+        let mut all = Vec::new();
+        let mut out = |work: &dyn Fn(&mut [E])| {
+            let mut out = held(7, length);
+            work(&mut out);
+            all.extend(out);
+        };
+        out(&|out| accumulate(isa, out, &x));
+        out(&|out| narrow(isa, &coefficients, out));
+        out(&|out| affine(isa, &x, &mean, &scale, 0.0, out));
+        out(&|out| affine_onto(isa, &x, &mean, &scale, f32::NEG_INFINITY, &dy, out));
+        out(&|out| combine(isa, &x, &dy, &coefficients, out));
+        out(&|out| combine_in_place(isa, &x, &coefficients, out));
+        out(&|out| pass_in_place(isa, &y, out));
+        out(&|out| raise(isa, out, &x));
+        out(&|out| claim(isa, &x, &y, &mut dy.clone(), out));
+        out(&|out| claim(isa, &x, &x, out, &mut dy.clone()));
+        let (mut sums, mut products) = (values(8, channels), values(9, channels));
+        add_products(isa, &x, &dy, &mean, &mut sums, &mut products);
+        if let Some(row) = x.get(..channels) {
+            add(isa, &mut products, row);
+        }
+        (all, [sums, products].concat())
+    }
+
+    fn are_same(a: f32, b: f32) -> bool {
+        a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
+    }
+
+    proptest! {
+        /// bf16 is rounded once, when it is stored.
+        #[test]
+        fn loops_over_bf16_round_those_over_f32(rows in 0usize..9, channels in 1usize..70) {
+            let (expected, expected_sums) = run_stored::<f32>(Isa::PORTABLE, rows, channels);
+            for isa in Isa::available() {
+                let (found, sums) = run_stored::<Bf16>(isa, rows, channels);
+                prop_assert_eq!(found.len(), expected.len());
+                for (found, &expected) in found.iter().zip(&expected) {
+                    let expected = Bf16::narrow(expected).widen();
+                    prop_assert!(are_same(found.widen(), expected), "{:?} at {isa:?}", found);
+                }
+                prop_assert!(sums.iter().zip(&expected_sums).all(|(&a, &b)| are_same(a, b)));
+            }
+        }
+
+        #[test]
+        fn joined_words_hold_the_first_in_their_lower_half(length in 0usize..70) {
+            let [first, second] = [1, 2].map(|seed| -> Vec<Bf16> {
+                values(seed, length).into_iter().map(Bf16::narrow).collect()
+            });
+            for isa in Isa::available() {
+                let mut words = vec![0; length];
+                join(isa, &first, &second, &mut words);
+                for (word, (first, second)) in words.iter().zip(first.iter().zip(&second)) {
+                    prop_assert_eq!(f32::from_bits(word << 16), first.widen());
+                    prop_assert_eq!(f32::from_bits(word & 0xffff_0000), second.widen());
                 }
             }
         }

@@ -79,6 +79,7 @@ impl Beside<'_> {
         };
         let run = &self.run;
         let preprocess = snapshot.map(|snapshot| snapshot.preprocess.clone());
+        let device = run.run.device.open()?;
         let recipe = Recipe {
             architecture: run.encoder.architecture,
             preprocess: preprocess.unwrap_or_else(|| Preprocess::imagenet(run.input.side_px)),
@@ -88,7 +89,8 @@ impl Beside<'_> {
             schedule: run.learner.schedule.for_batch(run.batch.images),
             batch_images: run.batch.images,
             seed: run.run.seed,
-            device: run.run.device.open()?,
+            precision: run.run.precision.choose(&device)?,
+            device,
         };
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(run.run.learner_threads)

@@ -3,7 +3,7 @@
 use super::{Backbone, ENCODER, ENCODER_STREAM, RUNNING_SHARE, Shadow, Spec};
 use crate::encoder::{HostParams, NamedArrays, Plan, load_named, named};
 use crate::learner::optimizer::HostOptimizer;
-use crate::ops::native::Tape;
+use crate::ops::native::{Precision, Tape};
 use crate::ops::update;
 use candle_core::{Device, Result, Tensor, bail};
 
@@ -26,8 +26,10 @@ pub(super) struct Host {
 }
 
 /// A tape for each side of views, laid out by the first batch of it.
-#[derive(Default)]
-struct Tapes(Vec<(usize, Tape)>);
+struct Tapes {
+    precision: Precision,
+    tapes: Vec<(usize, Tape)>,
+}
 
 impl Host {
     pub(super) fn new(spec: &Spec<'_>) -> Result<Self> {
@@ -36,17 +38,18 @@ impl Host {
             params.load_arrays("", init)?;
         }
         let shadows = spec.shadows.iter().map(|shadow| (*shadow, params.clone())).collect();
+        let tapes = || Tapes { precision: spec.precision, tapes: vec![] };
         Ok(Self {
             plan: spec.plan.clone(),
             optimizer: HostOptimizer::new(spec.optimizer, &params),
             gradient: vec![0.0; params.values.len()],
             further: vec![],
             params,
-            tapes: Tapes::default(),
+            tapes: tapes(),
             waiting: vec![],
             pulled: None,
             shadows,
-            shadow_tapes: Tapes::default(),
+            shadow_tapes: tapes(),
         })
     }
 
@@ -177,7 +180,7 @@ impl Backbone for Host {
 impl Tapes {
     /// The tape that was laid out for views of `side_px`.
     fn of(&mut self, side_px: usize) -> Result<&mut Tape> {
-        match self.0.iter_mut().find(|(side, _)| *side == side_px) {
+        match self.tapes.iter_mut().find(|(side, _)| *side == side_px) {
             Some((_, tape)) => Ok(tape),
             None => bail!("no views of {side_px} px have been seen"),
         }
@@ -192,8 +195,9 @@ impl Tapes {
     ) -> Result<Tensor> {
         let n_views = views.len() / (side_px * side_px * 3).max(1);
         if self.of(side_px).map_or(true, |tape| tape.images() != n_views) {
-            self.0.retain(|(side, _)| *side != side_px);
-            self.0.push((side_px, Tape::new(plan, n_views, side_px)?));
+            self.tapes.retain(|(side, _)| *side != side_px);
+            let tape = Tape::storing(self.precision, plan, n_views, side_px)?;
+            self.tapes.push((side_px, tape));
         }
         let features = self.of(side_px)?.forward(params, views)?;
         Tensor::from_slice(features, (n_views, plan.feature_dim), &Device::Cpu)

@@ -6,6 +6,7 @@ mod tensors;
 
 use super::optimizer::{self, Optimizer};
 use crate::encoder::{NamedArrays, Params, Plan};
+use crate::ops::native::Precision;
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor};
 
@@ -98,6 +99,8 @@ pub(crate) struct Spec<'a> {
     pub(crate) shadows: &'a [Shadow],
     /// The run's seed.
     pub(crate) seed: u64,
+    /// What host memory stores activations as; tensors are f32.
+    pub(crate) precision: Precision,
     /// The numbers it begins with, by name; fresh ones where there are none.
     pub(crate) init: Option<&'a NamedArrays>,
 }
@@ -161,6 +164,7 @@ mod tests {
             optimizer: &config,
             shadows: &[Shadow::Target],
             seed: 3,
+            precision: Precision::F32,
             init: None,
         };
         let mut host = host::Host::new(&spec).unwrap();
@@ -194,7 +198,14 @@ mod tests {
         let plan = Architecture::SlimResnet.plan();
         let config =
             optimizer::Config::Sgd { momentum: 0.0, weight_decay: 0.0, max_gradient_norm: None };
-        let spec = Spec { plan: &plan, optimizer: &config, shadows: &[], seed: 3, init: None };
+        let spec = Spec {
+            plan: &plan,
+            optimizer: &config,
+            shadows: &[],
+            seed: 3,
+            precision: Precision::F32,
+            init: None,
+        };
         let noise = |n: usize| (0..n).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let (large, small): (Vec<f32>, Vec<f32>) = (noise(6 * 768), noise(4 * 192));
         let pull = |n: usize| {
@@ -273,6 +284,7 @@ mod tests {
             optimizer: &config,
             shadows: &[Shadow::Target],
             seed: 3,
+            precision: Precision::F32,
             init: None,
         };
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
@@ -345,7 +357,14 @@ mod tests {
         let plan = Architecture::SlimResnet.plan();
         let text = "kind = \"sgd\"\nweight_decay = 0.0";
         let config: optimizer::Config = toml::from_str(text).unwrap();
-        let spec = Spec { plan: &plan, optimizer: &config, shadows: &[], seed: 3, init: None };
+        let spec = Spec {
+            plan: &plan,
+            optimizer: &config,
+            shadows: &[],
+            seed: 3,
+            precision: Precision::F32,
+            init: None,
+        };
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let pull: Vec<f32> = (0..6 * 256).map(|i| ((i * 31) % 17) as f32 / 17.0 - 0.5).collect();
         let mut norms = vec![];
@@ -386,6 +405,7 @@ mod tests {
             optimizer: &config,
             shadows: &[Shadow::Served],
             seed: 3,
+            precision: Precision::F32,
             init: None,
         };
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
@@ -448,7 +468,14 @@ mod tests {
         let given = crate::encoder::HostParams::init(&plan, [9, 0]).unwrap().to_arrays("");
         let config = optimizer::Config::default();
         let shadows = &[Shadow::Target, Shadow::Served];
-        let spec = Spec { plan: &plan, optimizer: &config, shadows, seed: 3, init: Some(&given) };
+        let spec = Spec {
+            plan: &plan,
+            optimizer: &config,
+            shadows,
+            seed: 3,
+            precision: Precision::F32,
+            init: Some(&given),
+        };
         let host = host::Host::new(&spec).unwrap();
         let tensors = tensors::Tensors::new(&spec, &under_test()).unwrap();
         for backbone in [&host as &dyn Backbone, &tensors] {

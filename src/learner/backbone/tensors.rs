@@ -24,7 +24,7 @@ pub(super) struct Tensors {
 
 impl Tensors {
     pub(super) fn new(spec: &Spec<'_>, device: &Device) -> Result<Self> {
-        let Spec { plan, optimizer, shadows, seed, init } = *spec;
+        let Spec { plan, optimizer, shadows, seed, init, .. } = *spec;
         let seed = [seed, ENCODER_STREAM];
         let mut params = Params::init(&plan.weights, &plan.moments, seed, device)?;
         if let Some(init) = init {

@@ -12,6 +12,7 @@
 //! second-level cache. With stride 1 the gradient of the images is itself a convolution, of `dy`
 //! with the weight turned round, which saves adding columns back.
 
+use crate::ops::element::Element;
 use crate::ops::matrix::{Matrix, MatrixMut};
 use crate::ops::multiply::{Output, multiply};
 use crate::ops::{Geometry, isa::Isa, simd, with_scratch};
@@ -104,24 +105,24 @@ impl Shape {
     }
 
     /// Writes `tap_rows` of the columns of `pixels` into `columns`, `[P, tap_rows, K, C]`.
-    pub(crate) fn gather(
+    pub(crate) fn gather<E: Element>(
         &self,
-        x: &[f32],
+        x: &[E],
         pixels: Range<usize>,
         tap_rows: Range<usize>,
-        columns: &mut [f32],
+        columns: &mut [E],
     ) {
         let mut taps_of_rows = columns.chunks_exact_mut(self.tap_row());
         for pixel in pixels {
             for (tap_row, taps) in tap_rows.clone().zip(&mut taps_of_rows) {
                 let Some(seen) = self.overlap(pixel, tap_row) else {
-                    taps.fill(0.0);
+                    taps.fill(E::default());
                     continue;
                 };
                 let (first, end) = (seen.taps.start * self.channels, seen.taps.end * self.channels);
-                taps[..first].fill(0.0);
+                taps[..first].fill(E::default());
                 taps[first..end].copy_from_slice(&x[seen.start..][..end - first]);
-                taps[end..].fill(0.0);
+                taps[end..].fill(E::default());
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Pooling over images `[H, W, C]`, one image a task.
 
 use crate::ops::Geometry;
+use crate::ops::element::Element;
 use crate::ops::isa::Isa;
 use crate::ops::simd;
 use rayon::prelude::*;
@@ -52,7 +53,7 @@ impl Shape {
 }
 
 /// The mean over the pixels of each image: `means [N, C]` of `x [N, P, C]`.
-pub(crate) fn average(x: &[f32], pixels: usize, channels: usize, means: &mut [f32]) {
+pub(crate) fn average<E: Element>(x: &[E], pixels: usize, channels: usize, means: &mut [f32]) {
     let images = means.par_chunks_mut(channels).zip(x.par_chunks(pixels * channels));
     images.for_each(|(mean, image)| {
         mean.fill(0.0);
@@ -64,22 +65,22 @@ pub(crate) fn average(x: &[f32], pixels: usize, channels: usize, means: &mut [f3
 }
 
 /// The gradient `dx [N, P, C]` of [`average`]'s input, of `dy [N, C]`.
-pub(crate) fn backward_average(dy: &[f32], pixels: usize, channels: usize, dx: &mut [f32]) {
+pub(crate) fn backward_average<E: Element>(dy: &[E], pixels: usize, channels: usize, dx: &mut [E]) {
     let images = dx.par_chunks_mut(pixels * channels).zip(dy.par_chunks(channels));
     images.for_each(|(image, dy)| {
         for pixel in image.chunks_exact_mut(channels) {
             for (dx, dy) in pixel.iter_mut().zip(dy) {
-                *dx = dy / pixels as f32;
+                *dx = E::narrow(dy.widen() / pixels as f32);
             }
         }
     });
 }
 
 /// The greatest value of each window and channel: `y [N, H', W', C]` of `x [N, H, W, C]`.
-pub(crate) fn maximum(shape: &Shape, x: &[f32], y: &mut [f32]) {
+pub(crate) fn maximum<E: Element>(shape: &Shape, x: &[E], y: &mut [E]) {
     let images = y.par_chunks_mut(shape.output()).zip(x.par_chunks(shape.image()));
     images.for_each(|(y, x)| {
-        y.fill(f32::NEG_INFINITY);
+        y.fill(E::narrow(f32::NEG_INFINITY));
         for (pixel, best) in y.chunks_exact_mut(shape.channels).enumerate() {
             for start in shape.window(pixel) {
                 simd::raise(Isa::best(), best, &x[start..][..shape.channels]);
@@ -90,18 +91,18 @@ pub(crate) fn maximum(shape: &Shape, x: &[f32], y: &mut [f32]) {
 
 /// The gradient `dx [N, H, W, C]` of [`maximum`]'s input; among equals the first pixel gets it.
 /// `unclaimed [N, C]` is scratch.
-pub(crate) fn backward_maximum(
+pub(crate) fn backward_maximum<E: Element>(
     shape: &Shape,
-    [x, y, dy]: [&[f32]; 3],
-    unclaimed: &mut [f32],
-    dx: &mut [f32],
+    [x, y, dy]: [&[E]; 3],
+    unclaimed: &mut [E],
+    dx: &mut [E],
 ) {
     let channels = shape.channels;
     let images = dx.par_chunks_mut(shape.image()).zip(x.par_chunks(shape.image()));
     let outputs = y.par_chunks(shape.output()).zip(dy.par_chunks(shape.output()));
     let images = images.zip(unclaimed.par_chunks_mut(channels));
     images.zip(outputs).for_each(|(((dx, x), unclaimed), (y, dy))| {
-        dx.fill(0.0);
+        dx.fill(E::default());
         let pixels = y.chunks_exact(channels).zip(dy.chunks_exact(channels));
         for (pixel, (y, dy)) in pixels.enumerate() {
             unclaimed.copy_from_slice(dy);
@@ -111,4 +112,42 @@ pub(crate) fn backward_maximum(
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::element::Bf16;
+
+    /// Small integers with many equal ones: bf16 holds them, and sums of a few.
+    fn integers<E: Element>(seed: usize, length: usize) -> Vec<E> {
+        (0..length).map(|i| E::narrow(((i * 7919 + seed * 31) % 7) as f32 - 3.0)).collect()
+    }
+
+    /// Everything that is pooled, forward and backward, and the means.
+    fn pool<E: Element>(images: usize, side: usize, channels: usize) -> (Vec<E>, Vec<f32>) {
+        let shape = Shape::max_pool([side; 2], channels);
+        let x = integers::<E>(1, images * shape.image());
+        let mut y = vec![E::default(); images * shape.output()];
+        maximum(&shape, &x, &mut y);
+        let dy = integers::<E>(2, y.len());
+        let (mut unclaimed, mut dx) = (integers(3, images * channels), integers(4, x.len()));
+        backward_maximum(&shape, [&x, &y, &dy], &mut unclaimed, &mut dx);
+        let mut means = vec![0.0; images * channels];
+        average(&x, side * side, channels, &mut means);
+        let mut dmeans = integers(5, x.len());
+        backward_average(&dy[..images * channels], side * side, channels, &mut dmeans);
+        ([y, dx, dmeans].concat(), means)
+    }
+
+    /// The f32 pools are held to candle's in `candle/pool.rs`.
+    #[test]
+    fn pools_of_bf16_round_those_of_f32() {
+        for (images, side, channels) in [(1, 15, 3), (7, 28, 20), (3, 33, 48)] {
+            let (expected, expected_means) = pool::<f32>(images, side, channels);
+            let (found, means) = pool::<Bf16>(images, side, channels);
+            let rounded: Vec<Bf16> = expected.into_iter().map(Bf16::narrow).collect();
+            assert!(found == rounded && means == expected_means, "{images} x {side} x {channels}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! three products of training.
 
 use super::indirection::{Route, Window};
+use super::kernel::stored::Stored;
 use super::kernel::tiles::{self, Input, Tail};
 use super::kernel::weights;
 use super::sums::Sums;
@@ -14,18 +15,24 @@ use std::ops::Range;
 /// Inputs with fewer channels are gathered into columns: a tap of theirs alone is too little work.
 const CHANNELS_MIN: usize = 8;
 
-/// A convolution without bias over `[N, H, W, C]`, weight `[K, K, C, O]`.
-pub(super) struct Convolution {
+/// A convolution without bias over `[N, H, W, C]`, weight `[K, K, C, O]`. Weights come in f32, and are
+/// rounded to elements when they are packed; their gradients are f32.
+pub(super) struct Convolution<E: Stored> {
     isa: Isa,
     shape: columns::Shape,
     /// For the forward pass; over columns where the input is gathered.
     route: Route,
     /// For the gradient of the images, if it is wanted.
     transposed: Option<Route>,
-    zeros: Vec<f32>,
+    zeros: Vec<E>,
 }
 
-impl Convolution {
+/// Words of the channels that are summed over, `channels` of the images or of a column.
+fn words<E: Stored>(channels: usize) -> usize {
+    channels.div_ceil(E::PER_WORD)
+}
+
+impl<E: Stored> Convolution<E> {
     /// Ready for `shape`; `wants_images` says whether the gradient of the images will be asked for.
     pub(super) fn new(isa: Isa, shape: columns::Shape, wants_images: bool) -> Self {
         let shape = if shape.is_product() { in_a_row(shape) } else { shape };
@@ -47,7 +54,13 @@ impl Convolution {
                 Window { input: output_sides, output: sides, geometry, is_transposed: true };
             Route::new(window, images, isa.rows())
         });
-        Self { isa, shape, route, transposed, zeros: vec![0.0; outputs.max(taps * channels)] }
+        Self {
+            isa,
+            shape,
+            route,
+            transposed,
+            zeros: vec![E::default(); outputs.max(taps * channels)],
+        }
     }
 
     /// Whether the gradient of the images may be asked for.
@@ -55,79 +68,101 @@ impl Convolution {
         self.transposed.is_some()
     }
 
-    /// Floats of its packed weight, in whichever direction it has more.
+    /// Words of its packed weight, in whichever direction it has more.
     pub(super) fn packed_len(&self) -> usize {
         self.forward_len().max(self.transposed_len())
     }
 
-    /// Floats of its packed weight for the forward pass.
+    /// Words of its packed weight for the forward pass.
     pub(super) fn forward_len(&self) -> usize {
-        let columns::Shape { channels, outputs, geometry, .. } = self.shape;
-        geometry.kernel.pow(2) * channels * outputs.next_multiple_of(self.isa.block())
+        let [taps, inputs] = self.forward_sums();
+        taps * words::<E>(inputs) * self.shape.outputs.next_multiple_of(self.isa.block())
     }
 
     fn transposed_len(&self) -> usize {
         let columns::Shape { channels, outputs, geometry, .. } = self.shape;
-        geometry.kernel.pow(2) * outputs * channels.next_multiple_of(self.isa.block())
+        let padded = channels.next_multiple_of(self.isa.block());
+        geometry.kernel.pow(2) * words::<E>(outputs) * padded
     }
 
-    /// `weight [K, K, C, O]` as the forward pass reads it, `[blocks, taps, C, block]` with zeros past
-    /// the last output, at the start of `packed`.
-    pub(super) fn pack<'a>(&self, weight: &[f32], packed: &'a mut [f32]) -> &'a [f32] {
-        let columns::Shape { channels, outputs, geometry, .. } = self.shape;
-        let (block, taps) = (self.isa.block(), geometry.kernel.pow(2));
-        let tap = channels * outputs;
+    /// Taps of the forward pass, and the channels that each sums over: a column has one tap.
+    fn forward_sums(&self) -> [usize; 2] {
+        if is_gathered(&self.shape) {
+            [1, self.shape.column()]
+        } else {
+            [self.shape.geometry.kernel.pow(2), self.shape.channels]
+        }
+    }
+
+    /// `weight [K, K, C, O]` as the forward pass reads it, `[blocks, taps, words of C, block]` with
+    /// zeros past the last output, at the start of `packed`.
+    pub(super) fn pack<'a>(&self, weight: &[f32], packed: &'a mut [E::Word]) -> &'a [E::Word] {
+        let (outputs, block) = (self.shape.outputs, self.isa.block());
+        let [taps, inputs] = self.forward_sums();
         let packed = &mut packed[..self.forward_len()];
-        packed.par_chunks_mut(channels * block).enumerate().for_each(|(index, rows)| {
-            let (first, weight) = (index / taps * block, &weight[index % taps * tap..][..tap]);
-            let columns = block.min(outputs - first);
-            for (row, weight) in rows.chunks_exact_mut(block).zip(weight.chunks_exact(outputs)) {
-                row[..columns].copy_from_slice(&weight[first..first + columns]);
-                row[columns..].fill(0.0);
+        let tasks = packed.par_chunks_mut(words::<E>(inputs) * block);
+        tasks.enumerate().for_each(|(index, rows)| {
+            let first = index / taps * block;
+            let tap = &weight[index % taps * inputs * outputs..][..inputs * outputs];
+            let columns = first..(first + block).min(outputs);
+            let bundles = tap.chunks(E::PER_WORD * outputs);
+            for (row, bundle) in rows.chunks_exact_mut(block).zip(bundles) {
+                let (weights, next) = bundle.split_at(outputs);
+                let (row, past) = row.split_at_mut(columns.len());
+                let next = (!next.is_empty()).then(|| &next[columns.clone()]);
+                pack_row::<E>(&weights[columns.clone()], next, row);
+                past.fill(E::Word::default());
             }
         });
         packed
     }
 
-    /// `weight [K, K, C, O]` as the gradient of the images reads it, `[blocks, taps, O, block]` with
-    /// zeros past the last channel, at the start of `packed`.
-    pub(super) fn pack_transposed<'a>(&self, weight: &[f32], packed: &'a mut [f32]) -> &'a [f32] {
+    /// `weight [K, K, C, O]` as the gradient of the images reads it, `[blocks, taps, words of O,
+    /// block]` with zeros past the last channel, at the start of `packed`.
+    pub(super) fn pack_transposed<'a>(
+        &self,
+        weight: &[f32],
+        packed: &'a mut [E::Word],
+    ) -> &'a [E::Word] {
         let columns::Shape { channels, outputs, geometry, .. } = self.shape;
         let (block, taps) = (self.isa.block(), geometry.kernel.pow(2));
         let tap = channels * outputs;
         let packed = &mut packed[..self.transposed_len()];
-        packed.par_chunks_mut(outputs * block).enumerate().for_each(|(index, rows)| {
+        let tasks = packed.par_chunks_mut(words::<E>(outputs) * block);
+        tasks.enumerate().for_each(|(index, rows)| {
             let (first, weight) = (index / taps * block, &weight[index % taps * tap..][..tap]);
             let columns = block.min(channels - first);
             for row in rows.chunks_exact_mut(block) {
-                row[columns..].fill(0.0);
+                row[columns..].fill(E::Word::default());
             }
             let weight = weight[first * outputs..].chunks_exact(outputs).take(columns);
             for (column, weight) in weight.enumerate() {
-                for (row, &value) in rows.chunks_exact_mut(block).zip(weight) {
-                    row[column] = value;
+                let bundles = weight.chunks(E::PER_WORD);
+                for (row, bundle) in rows.chunks_exact_mut(block).zip(bundles) {
+                    let next = bundle.get(1).map_or(E::default(), |&next| E::narrow(next));
+                    row[column] = E::join(E::narrow(bundle[0]), next);
                 }
             }
         });
         packed
     }
 
-    fn forward_kernel<'a>(&'a self, weights: &'a [f32]) -> tiles::Convolution<'a> {
+    fn forward_kernel<'a>(&'a self, weights: &'a [E::Word]) -> tiles::Convolution<'a, E> {
+        let [_, channels] = self.forward_sums();
         tiles::Convolution {
             isa: self.isa,
             route: &self.route,
-            channels: if is_gathered(&self.shape) {
-                self.shape.column()
-            } else {
-                self.shape.channels
-            },
+            channels,
             outputs: self.shape.outputs,
             weights,
             zeros: &self.zeros,
         }
     }
 
-    fn transposed_kernel<'a>(&'a self, weights: &'a [f32]) -> Option<tiles::Convolution<'a>> {
+    fn transposed_kernel<'a>(
+        &'a self,
+        weights: &'a [E::Word],
+    ) -> Option<tiles::Convolution<'a, E>> {
         Some(tiles::Convolution {
             isa: self.isa,
             route: self.transposed.as_ref()?,
@@ -153,10 +188,10 @@ impl Convolution {
     /// channel, if they are asked for.
     pub(super) fn forward(
         &self,
-        packed: &[f32],
-        x: &[f32],
-        y: &mut [f32],
-        tail: Tail<'_>,
+        packed: &[E::Word],
+        x: &[E],
+        y: &mut [E],
+        tail: Tail<'_, E>,
         sums: Option<&mut Sums>,
     ) {
         let kernel = self.forward_kernel(packed);
@@ -170,10 +205,10 @@ impl Convolution {
     /// If it was not wanted when this was made.
     pub(super) fn backward(
         &self,
-        packed: &[f32],
-        dy: &[f32],
-        dx: &mut [f32],
-        tail: Tail<'_>,
+        packed: &[E::Word],
+        dy: &[E],
+        dx: &mut [E],
+        tail: Tail<'_, E>,
         sums: Option<&mut Sums>,
     ) {
         let kernel = self.transposed_kernel(packed).expect("the gradient of the images was wanted");
@@ -181,7 +216,7 @@ impl Convolution {
     }
 
     /// The gradient `dw [K, K, C, O]` of the weight, of `x` and `dy`.
-    pub(super) fn gradient(&self, x: &[f32], dy: &[f32], dw: &mut [f32], scratch: &mut [f32]) {
+    pub(super) fn gradient(&self, x: &[E], dy: &[E], dw: &mut [f32], scratch: &mut [f32]) {
         let shape = self.gradient_shape();
         self.with_input(x, |input| weights::gradient(&shape, input, dy, dw, scratch));
     }
@@ -192,6 +227,7 @@ impl Convolution {
         let shape = weights::Shape {
             isa: self.isa,
             images,
+            bundle: E::PER_WORD,
             sides,
             output_sides,
             channels,
@@ -207,12 +243,12 @@ impl Convolution {
     }
 
     /// Calls `work` with `x` as the kernels read it.
-    fn with_input(&self, x: &[f32], work: impl FnOnce(Input<'_>)) {
+    fn with_input(&self, x: &[E], work: impl FnOnce(Input<'_, E>)) {
         if !is_gathered(&self.shape) {
             return work(Input::Images(x));
         }
         let [height, width] = self.shape.output_sides;
-        let gather = |image: usize, pixels: Range<usize>, columns: &mut [f32]| {
+        let gather = |image: usize, pixels: Range<usize>, columns: &mut [E]| {
             let first = image * height * width;
             let pixels = first + pixels.start..first + pixels.end;
             self.shape.gather(x, pixels, 0..self.shape.geometry.kernel, columns);
@@ -232,11 +268,27 @@ fn is_gathered(shape: &columns::Shape) -> bool {
     shape.channels < CHANNELS_MIN && !shape.is_product()
 }
 
-fn run(
-    kernel: &tiles::Convolution<'_>,
-    input: Input<'_>,
-    output: &mut [f32],
-    tail: Tail<'_>,
+/// A row of a packed weight: `weights`, joined with the `next` ones if there are any.
+fn pack_row<E: Stored>(weights: &[f32], next: Option<&[f32]>, row: &mut [E::Word]) {
+    match next {
+        Some(next) => {
+            for (word, (&weight, &next)) in row.iter_mut().zip(weights.iter().zip(next)) {
+                *word = E::join(E::narrow(weight), E::narrow(next));
+            }
+        }
+        None => {
+            for (word, &weight) in row.iter_mut().zip(weights) {
+                *word = E::join(E::narrow(weight), E::default());
+            }
+        }
+    }
+}
+
+fn run<E: Stored>(
+    kernel: &tiles::Convolution<'_, E>,
+    input: Input<'_, E>,
+    output: &mut [E],
+    tail: Tail<'_, E>,
     sums: Option<&mut Sums>,
 ) {
     let Some(sums) = sums else { return tiles::convolve(kernel, input, output, tail, &mut []) };
@@ -249,6 +301,7 @@ fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::element::{Bf16, Element};
     use proptest::prelude::*;
 
     /// Small integers: every order of summation gives the same numbers.
@@ -271,8 +324,18 @@ mod tests {
         assert!((found - expected).abs() <= 1e-5 * expected, "{found} is not {expected}");
     }
 
-    /// Every product and sum of one shape, on every isa, against the loops over columns.
+    fn stored<E: Element>(values: &[f32]) -> Vec<E> {
+        values.iter().map(|&value| E::narrow(value)).collect()
+    }
+
     fn check(shape: columns::Shape) {
+        check_stored::<f32>(shape);
+        check_stored::<Bf16>(shape);
+    }
+
+    /// Every product and sum of one shape, on every isa, against the loops over columns. Operands are
+    /// integers that bf16 holds, and sums of them are exact: what is stored is their rounding.
+    fn check_stored<E: Stored>(shape: columns::Shape) {
         let columns::Shape { images, sides, output_sides, channels, outputs, geometry } = shape;
         let pixels = |sides: [usize; 2]| images * sides[0] * sides[1];
         let x = integers(1, pixels(sides) * channels);
@@ -281,16 +344,18 @@ mod tests {
         let y = columns::forward(&shape, &x, &weight);
         let dx = columns::backward_images(&shape, &weight, &dy);
         let dw = columns::backward_weight(&shape, &x, &dy);
+        let (x, dy) = (stored::<E>(&x), stored::<E>(&dy));
         for isa in Isa::available() {
-            let convolution = Convolution::new(isa, shape, true);
+            let convolution = Convolution::<E>::new(isa, shape, true);
             // What another product left in the room must not matter.
-            let mut packed = integers(8, convolution.packed_len() + 7);
+            let left = E::join(E::narrow(7.0), E::narrow(9.0));
+            let mut packed = vec![left; convolution.packed_len() + 7];
             let forward = convolution.pack(&weight, &mut packed);
             let mut sums = Sums::default();
             sums.grow(channels.max(outputs), convolution.sums_len());
-            let mut found = integers(4, y.len());
+            let mut found = stored::<E>(&integers(4, y.len()));
             convolution.forward(forward, &x, &mut found, Tail::default(), Some(&mut sums));
-            assert_eq!(found, y, "forward on {isa:?} of {shape:?}");
+            assert_eq!(found, stored::<E>(&y), "forward on {isa:?} of {shape:?}");
             for (channel, total) in sums.first[..outputs].iter().enumerate() {
                 let column = || y.iter().skip(channel).step_by(outputs).map(|&y| f64::from(y));
                 assert_eq!(*total, column().sum::<f64>(), "sum");
@@ -298,19 +363,19 @@ mod tests {
             }
             let (before, output, factor) =
                 (integers(5, dx.len()), integers(6, dx.len()), integers(7, dx.len()));
-            let mut found = before.clone();
-            let (passed, factor) = (Some(&*output), Some(&*factor));
-            let tail = Tail { accumulates: true, passed, factor, ..Tail::default() };
-            let transposed = convolution.pack_transposed(&weight, &mut packed);
-            convolution.backward(transposed, &dy, &mut found, tail, Some(&mut sums));
             let expected: Vec<f32> = dx
                 .iter()
                 .zip(&before)
                 .zip(&output)
                 .map(|((dx, before), &output)| if output > 0.0 { dx + before } else { 0.0 })
                 .collect();
-            assert_eq!(found, expected, "backward on {isa:?} of {shape:?}");
-            let factor = factor.expect("it was given");
+            let (mut found, output) = (stored::<E>(&before), stored::<E>(&output));
+            let stored_factor = stored::<E>(&factor);
+            let (passed, of_sum) = (Some(&*output), Some(&*stored_factor));
+            let tail = Tail { accumulates: true, passed, factor: of_sum, ..Tail::default() };
+            let transposed = convolution.pack_transposed(&weight, &mut packed);
+            convolution.backward(transposed, &dy, &mut found, tail, Some(&mut sums));
+            assert_eq!(found, stored::<E>(&expected), "backward on {isa:?} of {shape:?}");
             for channel in 0..channels {
                 let product = |i: usize| f64::from(expected[i]) * f64::from(factor[i]);
                 let places = || (channel..expected.len()).step_by(channels);
@@ -322,6 +387,80 @@ mod tests {
             let mut scratch = integers(9, convolution.scratch_len());
             convolution.gradient(&x, &dy, &mut found, &mut scratch);
             assert_eq!(found, dw, "gradient of the weight on {isa:?} of {shape:?}");
+        }
+    }
+
+    /// y = sum over taps and channels of x w: three loops in f64, of what bf16 holds of the operands.
+    /// The error is the output's rounding, at most 2^-8 of it, and that of an f32 sum of `terms` products,
+    /// at most `terms` 2^-24 of their sizes.
+    #[test]
+    fn bf16_of_any_numbers_is_off_by_its_rounding_alone() {
+        let geometry = Geometry { kernel: 3, stride: 2, padding: 1 };
+        let noise = |seed: usize, length: usize| -> Vec<f32> {
+            (0..length).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
+        };
+        for (images, side, channels, outputs) in [(7, 15, 20, 48), (33, 5, 3, 20), (1, 28, 48, 3)] {
+            let shape = shape(images, [side; 2], [channels, outputs], geometry).expect("it fits");
+            let output_side = shape.output_sides[0];
+            let x = stored::<Bf16>(&noise(1, images * side * side * channels));
+            let weight = noise(2, 9 * channels * outputs);
+            let held: Vec<f64> =
+                weight.iter().map(|&w| f64::from(Bf16::narrow(w).widen())).collect();
+            let terms = |index: usize| {
+                let (pixel, output) = (index / outputs, index % outputs);
+                let (image, pixel) = (pixel / output_side.pow(2), pixel % output_side.pow(2));
+                let (x, held) = (&x, &held);
+                (0..9).flat_map(move |tap| {
+                    let inside = |at: usize| (1..=side).contains(&at);
+                    let row = pixel / output_side * 2 + tap / 3;
+                    let column = pixel % output_side * 2 + tap % 3;
+                    let seen = if inside(row) && inside(column) { channels } else { 0 };
+                    (0..seen).map(move |channel| {
+                        let place = (image * side + row - 1) * side + column - 1;
+                        let x = x[place * channels + channel].widen();
+                        f64::from(x) * held[(tap * channels + channel) * outputs + output]
+                    })
+                })
+            };
+            for isa in Isa::available() {
+                let convolution = Convolution::<Bf16>::new(isa, shape, false);
+                let mut packed = vec![0; convolution.forward_len()];
+                convolution.pack(&weight, &mut packed);
+                let mut y = vec![Bf16::default(); images * output_side.pow(2) * outputs];
+                convolution.forward(&packed, &x, &mut y, Tail::default(), None);
+                for (index, y) in y.iter().enumerate() {
+                    let exact: f64 = terms(index).sum();
+                    let size: f64 = terms(index).map(f64::abs).sum();
+                    let most = exact.abs() / 256.0 + size * (9 * channels) as f64 / 2f64.powi(24);
+                    let error = (f64::from(y.widen()) - exact).abs();
+                    assert!(error <= most * 1.01, "{y:?} is not {exact} on {isa}");
+                }
+            }
+        }
+    }
+
+    /// What is not a number, or has no end, in one channel of one pixel reaches the outputs that see
+    /// it and no others, also where it is the last of an odd number of channels.
+    #[test]
+    fn what_is_no_number_stays_visible_and_in_its_place() {
+        let geometry = Geometry { kernel: 1, stride: 1, padding: 0 };
+        let shape = shape(2, [5, 3], [9, 17], geometry).expect("it fits");
+        for (spoilt, is_spoilt) in
+            [(f32::NAN, f32::is_nan as fn(f32) -> bool), (f32::INFINITY, f32::is_infinite)]
+        {
+            for isa in Isa::available() {
+                let convolution = Convolution::<Bf16>::new(isa, shape, false);
+                let mut packed = vec![0; convolution.forward_len()];
+                convolution.pack(&[1.0; 9 * 17], &mut packed);
+                let mut x = vec![Bf16::narrow(1.0); 2 * 15 * 9];
+                x[4 * 9 + 8] = Bf16::narrow(spoilt);
+                let mut y = vec![Bf16::default(); 2 * 15 * 17];
+                convolution.forward(&packed, &x, &mut y, Tail::default(), None);
+                for (index, y) in y.iter().enumerate() {
+                    let y = y.widen();
+                    assert!(if index / 17 == 4 { is_spoilt(y) } else { y == 9.0 }, "{index}: {y}");
+                }
+            }
         }
     }
 
@@ -351,6 +490,8 @@ mod tests {
             (7, 28, [20, 48], window(3, 2)),
             (33, 8, [64, 128], window(1, 2)),
             (2, 15, [64, 20], window(1, 1)),
+            (1, 28, [3, 48], window(3, 1)),
+            (33, 15, [20, 3], window(3, 1)),
         ] {
             check(shape(images, [side, side], channels, geometry).expect("a window fits"));
         }
@@ -366,7 +507,7 @@ mod tests {
         let plain = columns::forward(&shape, &x, &weight);
         let residual = integers(3, plain.len());
         for isa in Isa::available() {
-            let convolution = Convolution::new(isa, shape, false);
+            let convolution = Convolution::<f32>::new(isa, shape, false);
             let mut packed = vec![0.0; convolution.forward_len()];
             convolution.pack(&weight, &mut packed);
             let mut bias = integers(4, 21);

@@ -17,5 +17,6 @@ mod sums;
 mod tape;
 mod tokens;
 
+pub use crate::ops::element::Precision;
 pub use served::Served;
 pub use tape::Tape;

@@ -4,6 +4,7 @@
 
 use super::sums::{PART_ROWS, Sums};
 use crate::ops::candle::BATCH_NORM_EPSILON;
+use crate::ops::element::Element;
 use crate::ops::isa::Isa;
 use crate::ops::simd;
 use rayon::prelude::*;
@@ -61,13 +62,13 @@ impl Norm {
 
     /// `y = (x - mean) / deviation * gamma + beta + residual`, rectified if `relu`, by the moments
     /// that the sums say.
-    pub(super) fn forward(
+    pub(super) fn forward<E: Element>(
         &mut self,
         [gamma, beta]: [&[f32]; 2],
-        x: &[f32],
-        residual: Option<&[f32]>,
+        x: &[E],
+        residual: Option<&[E]>,
         relu: bool,
-        y: &mut [f32],
+        y: &mut [E],
     ) {
         let rows = self.rows as f64;
         for channel in 0..self.channels {
@@ -115,7 +116,7 @@ impl Norm {
     }
 
     /// The gradient of the input `x`, of the `gradient` that passed the rectifier.
-    pub(super) fn pull(&self, x: &[f32], gradient: &[f32], dx: &mut [f32]) {
+    pub(super) fn pull<E: Element>(&self, x: &[E], gradient: &[E], dx: &mut [E]) {
         let chunk = self.chunk();
         dx.par_chunks_mut(chunk).enumerate().for_each(|(index, dx)| {
             let range = index * chunk..index * chunk + dx.len();
@@ -125,7 +126,7 @@ impl Norm {
     }
 
     /// [`Norm::pull`] in place of the gradient.
-    pub(super) fn pull_in_place(&self, x: &[f32], gradient: &mut [f32]) {
+    pub(super) fn pull_in_place<E: Element>(&self, x: &[E], gradient: &mut [E]) {
         let chunk = self.chunk();
         gradient.par_chunks_mut(chunk).enumerate().for_each(|(index, gradient)| {
             let x = &x[index * chunk..][..gradient.len()];
@@ -135,7 +136,12 @@ impl Norm {
 
     /// Makes the sums of a `gradient` that no convolution has made: it first passes the rectifier
     /// whose output is `rectified`, if there is one.
-    pub(super) fn receive(&mut self, x: &[f32], rectified: Option<&[f32]>, gradient: &mut [f32]) {
+    pub(super) fn receive<E: Element>(
+        &mut self,
+        x: &[E],
+        rectified: Option<&[E]>,
+        gradient: &mut [E],
+    ) {
         let (channels, zeros, isa) = (self.channels, &*self.zeros, Isa::best());
         let part = PART_ROWS * channels;
         let parts_len = self.rows.div_ceil(PART_ROWS) * 2 * channels;

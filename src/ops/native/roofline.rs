@@ -23,7 +23,7 @@ pub struct Layer {
     shape: Shape,
     /// How often the plan has this shape.
     pub n_times: usize,
-    convolution: Convolution,
+    convolution: Convolution<f32>,
     /// The weight as either direction reads it.
     packed: [Vec<f32>; 2],
     /// Images, results and weight: their values do not matter, but must stay finite.
@@ -54,7 +54,7 @@ impl Layer {
     }
 
     fn new(shape: Shape, wants_images: bool) -> Self {
-        let convolution = Convolution::new(Isa::best(), shape, wants_images);
+        let convolution = Convolution::<f32>::new(Isa::best(), shape, wants_images);
         let noise = |length: usize| -> Vec<f32> {
             (0..length).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect()
         };

@@ -181,7 +181,7 @@ impl Served {
     }
 
     /// What happens to the numbers of product `index` before they are stored.
-    fn tail<'a>(&self, index: usize, read: impl Fn(Value) -> &'a [f32]) -> Tail<'a> {
+    fn tail<'a>(&self, index: usize, read: impl Fn(Value) -> &'a [f32]) -> Tail<'a, f32> {
         let (residual, relu) = match (&self.plan.ops[index], self.plan.ops.get(index + 1)) {
             (&Op::Linear { residual, .. }, _) => (residual, false),
             (_, Some(&Op::BatchNorm { residual, relu, .. })) => (residual, relu),

@@ -1,5 +1,6 @@
 //! Sums over pixels, by parts: in f32 within a part, in f64 over them.
 
+use crate::ops::element::Element;
 use crate::ops::isa::Isa;
 use crate::ops::simd;
 use rayon::prelude::*;
@@ -45,7 +46,7 @@ impl Sums {
     }
 
     /// Makes `first [C]` the sum over the rows of `x [R, C]`.
-    pub(super) fn add_rows(&mut self, x: &[f32], channels: usize) {
+    pub(super) fn add_rows<E: Element>(&mut self, x: &[E], channels: usize) {
         let parts_len = (x.len() / channels).div_ceil(PART_ROWS) * 2 * channels;
         let parts = self.parts[..parts_len].par_chunks_mut(2 * channels);
         parts.zip(x.par_chunks(PART_ROWS * channels)).for_each(|(sums, rows)| {

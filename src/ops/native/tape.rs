@@ -1,94 +1,69 @@
-//! Training: a pass through a plan that remembers what its backward pass needs.
+//! Training: a pass through a plan that remembers what its backward pass needs, in f32 or bf16.
 
 mod backward;
 mod buffers;
 mod lifetimes;
+mod recording;
 mod state;
 
-use self::buffers::Buffers;
-use self::lifetimes::Lifetimes;
-use self::state::State;
-use super::sizes::{Size, sizes};
-use super::tokens;
-use crate::encoder::{HostParams, Op, Plan, Value};
-use crate::ops::cpu::pool::{self, Shape as PoolShape};
+use self::recording::Recording;
+use crate::encoder::{HostParams, Plan};
+use crate::ops::element::{Bf16, Precision};
 use crate::ops::isa::Isa;
-use candle_core::{Result, bail};
-use std::mem::take;
+use candle_core::Result;
 
 /// A plan laid out for one shape of images: its kernels, and every buffer that a step needs. After
 /// the first step none is allocated.
-pub struct Tape {
-    plan: Plan,
-    sizes: Vec<Size>,
-    states: Vec<State>,
-    /// The operation that first reads each value: the last one to add to its gradient.
-    first_reader: Vec<Option<usize>>,
-    lifetimes: Lifetimes,
-    /// What each operation made, by [`Value`]; empty while it is not kept.
-    values: Vec<Vec<f32>>,
-    gradients: Vec<Option<Vec<f32>>>,
-    buffers: Buffers,
-    /// Of the gradient of a weight.
-    scratch: Vec<f32>,
-    /// The weight of the product at work, in the order that it is read.
-    packed: Vec<f32>,
+pub struct Tape(Stores);
+
+/// What it stores.
+enum Stores {
+    F32(Recording<f32>),
+    Bf16(Recording<Bf16>),
 }
 
 impl Tape {
-    /// A tape for batches of `images` images of side `side_px`.
+    /// A tape for batches of `images` images of side `side_px`, which stores f32.
     ///
     /// # Errors
     /// A plan that these kernels can't run at this size: a window that fits nowhere, a norm that
     /// does not directly follow a convolution.
     pub fn new(plan: &Plan, images: usize, side_px: usize) -> Result<Self> {
-        Self::on(Isa::best(), plan, images, side_px)
+        Self::storing(Precision::F32, plan, images, side_px)
     }
 
-    fn on(isa: Isa, plan: &Plan, images: usize, side_px: usize) -> Result<Self> {
-        if images * side_px == 0 || plan.ops.is_empty() {
-            bail!("a tape needs images, pixels and operations")
-        }
-        let sizes = sizes(plan, images, side_px)?;
-        let states = (0..plan.ops.len()).map(|index| State::new(isa, plan, index, &sizes));
-        let mut this = Self {
-            first_reader: plan.first_readers(),
-            lifetimes: Lifetimes::new(plan),
-            values: sizes.iter().map(|_| vec![]).collect(),
-            gradients: sizes.iter().map(|_| None).collect(),
-            buffers: Buffers::default(),
-            scratch: vec![],
-            packed: vec![],
-            plan: plan.clone(),
-            states: states.collect::<Result<_>>()?,
-            sizes,
-        };
-        this.make_room();
-        Ok(this)
+    /// [`Tape::new`] that stores activations and their gradients as `precision` says.
+    ///
+    /// # Errors
+    /// As [`Tape::new`].
+    pub fn storing(
+        precision: Precision,
+        plan: &Plan,
+        images: usize,
+        side_px: usize,
+    ) -> Result<Self> {
+        Self::on(Isa::best(), precision, plan, images, side_px)
     }
 
-    /// Room for the packed form and the gradient of every weight, and in each batch norm for the sums
-    /// of the convolution before it, and of every one that reads it.
-    fn make_room(&mut self) {
-        for (index, op) in self.plan.ops.iter().enumerate() {
-            let State::Product(product) = &self.states[index] else { continue };
-            let scratch_len = product.convolution.scratch_len().max(self.scratch.len());
-            self.scratch.resize(scratch_len, 0.0);
-            let packed_len = product.convolution.packed_len().max(self.packed.len());
-            self.packed.resize(packed_len, 0.0);
-            let parts_len = product.convolution.sums_len();
-            let inputs = op.reads().filter_map(|Value(value)| value.checked_sub(1));
-            for norm in inputs.chain([index + 1]).collect::<Vec<_>>() {
-                if let Some(sums) = self.states.get_mut(norm).and_then(State::norm_sums) {
-                    sums.grow(0, parts_len);
-                }
-            }
-        }
+    fn on(
+        isa: Isa,
+        precision: Precision,
+        plan: &Plan,
+        images: usize,
+        side_px: usize,
+    ) -> Result<Self> {
+        Ok(Self(match precision {
+            Precision::F32 => Stores::F32(Recording::new(isa, plan, images, side_px)?),
+            Precision::Bf16 => Stores::Bf16(Recording::new(isa, plan, images, side_px)?),
+        }))
     }
 
     /// Images of a batch.
     pub fn images(&self) -> usize {
-        self.sizes[0].images
+        match &self.0 {
+            Stores::F32(recording) => recording.images(),
+            Stores::Bf16(recording) => recording.images(),
+        }
     }
 
     /// The features `[N, D]` of `images [N, H, W, C]`, by the batch's own statistics.
@@ -96,108 +71,42 @@ impl Tape {
     /// # Errors
     /// Images of another size than the tape is for.
     pub fn forward(&mut self, params: &HostParams, images: Vec<f32>) -> Result<&[f32]> {
-        if images.len() != self.sizes[0].len() {
-            bail!("a tape for {} floats of images was given {}", self.sizes[0].len(), images.len())
+        match &mut self.0 {
+            Stores::F32(recording) => recording.forward(params, images),
+            Stores::Bf16(recording) => recording.forward(params, images),
         }
-        // What a pass without a backward one has left.
-        for value in 1..self.values.len() {
-            self.let_go(value);
-        }
-        self.values[0] = images;
-        for index in 0..self.plan.ops.len() {
-            self.make(params, index)?;
-            for nth in 0..self.lifetimes.let_go[index].len() {
-                self.let_go(self.lifetimes.let_go[index][nth]);
-            }
-        }
-        Ok(&self.values[self.plan.ops.len()])
     }
 
-    fn let_go(&mut self, value: usize) {
-        self.buffers.take_back(take(&mut self.values[value]));
-    }
-
-    /// Makes the value of operation `index`.
-    fn make(&mut self, params: &HostParams, index: usize) -> Result<()> {
-        let mut output = self.buffers.lend(self.sizes[index + 1].len());
-        let result = self.run(params, index, &mut output);
-        self.values[index + 1] = output;
-        result
-    }
-
-    fn run(&mut self, params: &HostParams, index: usize, output: &mut [f32]) -> Result<()> {
-        let (states, after) = self.states.split_at_mut(index + 1);
-        let read = |Value(value): Value| &*self.values[value];
-        let weight = |weight| params.weight(weight);
-        match (&self.plan.ops[index], &mut states[index]) {
-            (&Op::Convolution { input, weight: kernel, .. }, State::Product(product)) => {
-                let sums = after.first_mut().and_then(State::norm_sums);
-                product.convolve(weight(kernel), &mut self.packed, read(input), output, sums);
-            }
-            (&Op::Linear { input, weight: matrix, bias, residual }, State::Product(product)) => {
-                let affine = [weight(matrix), weight(bias)];
-                let residual = residual.map(read);
-                product.multiply(affine, &mut self.packed, read(input), residual, output);
-            }
-            (&Op::BatchNorm { input, gamma, beta, residual, relu, .. }, State::BatchNorm(norm)) => {
-                let affine = [weight(gamma), weight(beta)];
-                norm.forward(affine, read(input), residual.map(read), relu, output);
-            }
-            (&Op::LayerNorm { input, gamma, beta }, State::LayerNorm(norm)) => {
-                norm.forward([weight(gamma), weight(beta)], read(input), output);
-            }
-            (&Op::Attention { input, .. }, State::Attention(attention)) => {
-                attention.forward(read(input), output);
-            }
-            (&Op::Positions { input, bias }, State::Positions(positions)) => {
-                positions.forward(weight(bias), read(input), output);
-            }
-            (&Op::Tokens { input, positions }, _) => {
-                let channels = self.sizes[input.0].channels;
-                tokens::add_token(weight(positions), channels, read(input), output);
-            }
-            (&Op::FirstPixel { input }, _) => {
-                let size = self.sizes[input.0];
-                tokens::first_pixel(read(input), size.pixels(), size.channels, output);
-            }
-            (&Op::Gelu { input }, _) => tokens::gelu(read(input), output),
-            (&Op::MaxPool { input }, _) => {
-                pool::maximum(&max_pool(self.sizes[input.0]), read(input), output);
-            }
-            (&Op::GlobalAveragePool { input }, _) => {
-                let size = self.sizes[input.0];
-                pool::average(read(input), size.pixels(), size.channels, output);
-            }
-            _ => bail!("operation {index} was laid out as another"),
+    /// The gradient of every weight, in the order of [`HostParams::values`], of the gradient
+    /// `[N, D]` of the features that [`Tape::forward`] made last.
+    ///
+    /// # Errors
+    /// Gradients of another size, or no features since the last backward pass.
+    pub fn backward(
+        &mut self,
+        params: &HostParams,
+        features: &[f32],
+        gradient: &mut [f32],
+    ) -> Result<()> {
+        match &mut self.0 {
+            Stores::F32(recording) => recording.backward(params, features, gradient),
+            Stores::Bf16(recording) => recording.backward(params, features, gradient),
         }
-        Ok(())
     }
 
     /// Moves the running moments of `params` by `share` towards the last batch's.
     pub fn absorb(&self, params: &mut HostParams, share: f32) {
-        for op in self.plan.ops.iter().zip(&self.states) {
-            let (Op::BatchNorm { moments, .. }, State::BatchNorm(norm)) = op else { continue };
-            let running = &mut params.moments[*moments];
-            let unbiased = norm.rows() as f64 / (norm.rows().max(2) - 1) as f64;
-            let blend = |running: &mut f32, batch: f64| {
-                *running = *running * (1.0 - share) + batch as f32 * share;
-            };
-            for channel in 0..running.mean.len() {
-                blend(&mut running.mean[channel], norm.mean[channel]);
-                blend(&mut running.variance[channel], norm.variance[channel] * unbiased);
-            }
+        match &self.0 {
+            Stores::F32(recording) => recording.absorb(params, share),
+            Stores::Bf16(recording) => recording.absorb(params, share),
         }
     }
-}
-
-fn max_pool(size: Size) -> PoolShape {
-    PoolShape::max_pool(size.sides, size.channels)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encoder::{Architecture, Params};
+    use crate::encoder::{Architecture, Op, Params};
     use crate::ops::candle::interpreter::forward_train;
     use candle_core::{Device, Tensor};
 
@@ -254,7 +163,7 @@ mod tests {
                 let pull = noise(2, n * plan.feature_dim);
                 let expected = oracle(&plan, &params, &images, n, &pull);
                 for isa in Isa::available() {
-                    let mut tape = Tape::on(isa, &plan, n, side).unwrap();
+                    let mut tape = Tape::on(isa, Precision::F32, &plan, n, side).unwrap();
                     let mut gradient = vec![f32::NAN; params.values.len()];
                     // Twice: the second pass meets buffers that the first one used.
                     for _ in 0..2 {
@@ -321,7 +230,7 @@ mod tests {
         let (images, pull) = (noise(1, 4 * 17 * 17 * 3), noise(2, 4 * plan.feature_dim));
         let expected = oracle(&plan, &params, &images, 4, &pull);
         for isa in Isa::available() {
-            let mut tape = Tape::on(isa, &plan, 4, 17).unwrap();
+            let mut tape = Tape::on(isa, Precision::F32, &plan, 4, 17).unwrap();
             let mut gradient = vec![f32::NAN; params.values.len()];
             for _ in 0..2 {
                 let features = tape.forward(&params, images.clone()).unwrap();
@@ -339,6 +248,129 @@ mod tests {
         }
         let error = Tape::new(&plan, 4, 20).err().unwrap().to_string();
         assert!(error.contains("[10, 192]") && error.contains("16 patches"), "{error}");
+    }
+
+    /// a . b / (|a| |b|).
+    fn cosine(a: &[f32], b: &[f32]) -> f64 {
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    }
+
+    /// The features and the gradient of every weight, on `isa`.
+    fn step(
+        isa: Isa,
+        precision: Precision,
+        (plan, params): (&Plan, &HostParams),
+        [n, side]: [usize; 2],
+    ) -> [Vec<f32>; 2] {
+        let (images, pull) = (noise(1, n * side * side * 3), noise(2, n * plan.feature_dim));
+        let mut tape = Tape::on(isa, precision, plan, n, side).unwrap();
+        let mut gradient = vec![f32::NAN; params.values.len()];
+        let mut found = vec![];
+        // Twice: the second pass meets buffers that the first one used.
+        for _ in 0..2 {
+            found = tape.forward(params, images.clone()).unwrap().to_vec();
+            tape.backward(params, &pull, &mut gradient).unwrap();
+        }
+        [found, gradient]
+    }
+
+    fn window(kernel: usize, stride: usize) -> crate::encoder::Geometry {
+        crate::encoder::Geometry { kernel, stride, padding: kernel / 2 }
+    }
+
+    /// A stem with a pool, and a convolution beside which its input is added.
+    fn pooled() -> Plan {
+        let mut plan = Plan::new("pooled");
+        let images = plan.images();
+        let stem = plan.convolution("stem", images, [3, 20], window(7, 2));
+        let stem = plan.batch_norm("stem.norm", stem, 20, None, true);
+        let pooled = plan.max_pool(stem);
+        let inner = plan.convolution("inner", pooled, [20, 20], window(3, 1));
+        let normed = plan.batch_norm("inner.norm", inner, 20, Some(pooled), true);
+        plan.global_average_pool(normed, 20);
+        plan
+    }
+
+    /// A block with a bottleneck of stride 2 and an odd number of channels.
+    fn bottleneck() -> Plan {
+        let mut plan = Plan::new("bottleneck");
+        let images = plan.images();
+        let stem = plan.convolution("stem", images, [3, 48], window(3, 1));
+        let stem = plan.batch_norm("stem.norm", stem, 48, None, true);
+        let first = plan.convolution("first", stem, [48, 15], window(1, 1));
+        let first = plan.batch_norm("first.norm", first, 15, None, true);
+        let second = plan.convolution("second", first, [15, 15], window(3, 2));
+        let second = plan.batch_norm("second.norm", second, 15, None, true);
+        let shortcut = plan.convolution("shortcut", stem, [48, 64], window(1, 2));
+        let shortcut = plan.batch_norm("shortcut.norm", shortcut, 64, None, false);
+        let third = plan.convolution("third", second, [15, 64], window(1, 1));
+        let last = plan.batch_norm("third.norm", third, 64, Some(shortcut), true);
+        plan.global_average_pool(last, 64);
+        plan
+    }
+
+    /// Every operation's formula. Rounding turns rectifiers over, and which of a window's pixels is
+    /// the greatest, and each moves a gradient: by a tenth or two in plans this shallow, where a
+    /// wrong formula moves it by about 1.
+    #[test]
+    fn shallow_plans_in_bf16_have_the_gradients_of_f32() {
+        for plan in [pooled(), bottleneck()] {
+            let params = HostParams::init(&plan, [1, 0]).unwrap();
+            for (shape, isa) in [[1, 33], [7, 28], [33, 15]]
+                .into_iter()
+                .flat_map(|shape| Isa::available().into_iter().map(move |isa| (shape, isa)))
+            {
+                let [expected, gradient] = step(isa, Precision::F32, (&plan, &params), shape);
+                let [features, found] = step(isa, Precision::Bf16, (&plan, &params), shape);
+                let what = format!("{} of {shape:?} on {isa}", plan.architecture);
+                let error = distance(&features, &expected);
+                assert!(error < 1e-2, "features of {what}: {error}");
+                let error = distance(&found, &gradient);
+                assert!(error < 0.3, "{what}: {error}");
+                for (spec, range) in plan.weights.iter().zip(&params.ranges) {
+                    let error = distance(&found[range.clone()], &gradient[range.clone()]);
+                    assert!(error < 0.5, "{} of {what}: {error}", spec.name);
+                }
+            }
+        }
+    }
+
+    /// At random weights the gradients of deep rectified networks differ by a third in norm, as those
+    /// of PyTorch's autocast do: rounding turns rectifiers over in each layer. Fifty layers of so few
+    /// pixels leave nothing of them (the test of f32 above allows a tenth for its own rounding, 2^-16
+    /// of bf16's), so that ResNet-50 is told by its block above.
+    #[test]
+    fn bf16_has_the_features_of_f32_and_gradients_that_point_its_way() {
+        let with_class_token = "vit-tiny-patch5-grid3".parse::<Architecture>().unwrap();
+        for architecture in Architecture::ALL.into_iter().chain([with_class_token]) {
+            let plan = architecture.plan();
+            let is_transformer = plan.ops.iter().any(|op| matches!(op, Op::Gelu { .. }));
+            if !is_transformer && plan.weights.len() > 100 {
+                continue;
+            }
+            let params = HostParams::init(&plan, [1, 0]).unwrap();
+            let is_small = plan.weights.len() < 200 && plan.feature_dim <= 256;
+            let shapes: &[_] = match architecture.only_side_px() {
+                Some(side) => &[[4, side]],
+                None if is_small => &[[7, 33]],
+                None => &[[9, 15]],
+            };
+            let (most, least) = if is_transformer { (2e-2, 0.99) } else { (0.15, 0.8) };
+            for &shape in shapes {
+                for isa in Isa::available() {
+                    let of = (&plan, &params);
+                    let [expected, gradient] = step(isa, Precision::F32, of, shape);
+                    let [features, found] = step(isa, Precision::Bf16, of, shape);
+                    let (error, cosine) =
+                        (distance(&features, &expected), cosine(&found, &gradient));
+                    println!("{architecture} {shape:?} on {isa}: {error:.4}, {cosine:.4}");
+                    assert!(error < most && cosine > least, "{architecture} {shape:?} on {isa}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -368,18 +400,20 @@ mod tests {
         let plan = Architecture::SlimResnet.plan();
         let params = HostParams::init(&plan, [1, 0]).unwrap();
         let (images, pull) = (noise(1, 9 * 28 * 28 * 3), noise(2, 9 * plan.feature_dim));
-        let gradient = |threads: usize| {
+        let gradient = |precision: Precision, threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let mut tape = Tape::new(&plan, 9, 28).unwrap();
+                let mut tape = Tape::storing(precision, &plan, 9, 28).unwrap();
                 let mut gradient = vec![0.0; params.values.len()];
                 tape.forward(&params, images.clone()).unwrap();
                 tape.backward(&params, &pull, &mut gradient).unwrap();
                 gradient.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
             })
         };
-        let one = gradient(1);
-        assert!(one == gradient(2) && one == gradient(3));
+        for precision in [Precision::F32, Precision::Bf16] {
+            let one = gradient(precision, 1);
+            assert!(one == gradient(precision, 2) && one == gradient(precision, 3));
+        }
     }
 
     /// Sums in f64 of what f32 kernels made: what is left is their rounding.

@@ -1,5 +1,8 @@
 //! Lanes: the few operations that kernels are written in, for each instruction set.
 
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+use crate::ops::element::{Bf16, Element};
 use crate::ops::isa::{Isa, Set};
 
 impl Isa {
@@ -10,7 +13,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => 2 * x86::Avx2::WIDTH,
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 => 2 * x86::Avx512::WIDTH,
+            Set::Avx512 | Set::Avx512Bf16 => 2 * x86::Avx512::<true>::WIDTH,
         }
     }
 
@@ -21,7 +24,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => x86::Avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 => x86::Avx512::ROWS,
+            Set::Avx512 | Set::Avx512Bf16 => x86::Avx512::<true>::ROWS,
         }
     }
 
@@ -39,6 +42,9 @@ impl Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Set::Avx512 => unsafe { x86::with_avx512(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16 => unsafe { x86::with_avx512_bf16(kernel) },
         }
     }
 }
@@ -56,9 +62,9 @@ pub(super) trait Kernel {
 /// The f32 vectors of one instruction set.
 ///
 /// # Safety
-/// Every function needs the unit's instructions; `load` and `store` need `WIDTH` floats to be
-/// readable or writable at their pointer, which may be unaligned.
-pub(super) trait Lanes: Copy {
+/// Every function needs the unit's instructions; those with a pointer need `WIDTH` numbers to be
+/// readable or writable there, aligned or not.
+pub(in crate::ops::native) trait Lanes: Copy {
     /// Floats in a vector.
     const WIDTH: usize;
     /// Rows of a tile of two vectors: its accumulators, the operands and nothing else fill the
@@ -66,6 +72,8 @@ pub(super) trait Lanes: Copy {
     const ROWS: usize;
     /// The vector.
     type Vector: Copy;
+    /// As many pairs of bf16 numbers, the first in a word's lower half.
+    type Words: Copy;
 
     unsafe fn splat(value: f32) -> Self::Vector;
     unsafe fn load(from: *const f32) -> Self::Vector;
@@ -77,6 +85,16 @@ pub(super) trait Lanes: Copy {
     unsafe fn at_least(value: Self::Vector, floor: Self::Vector) -> Self::Vector;
     /// `value` in lanes where `output` is above zero or no number, else zero.
     unsafe fn passed(value: Self::Vector, output: Self::Vector) -> Self::Vector;
+
+    unsafe fn load_words(from: *const u32) -> Self::Words;
+    unsafe fn splat_word(word: u32) -> Self::Words;
+    /// c plus the products of both pairs in each word of a and b. How often the sum is rounded on
+    /// the way, and whether numbers below f32's normal ones count, is the unit's own.
+    unsafe fn dot(a: Self::Words, b: Self::Words, c: Self::Vector) -> Self::Vector;
+    /// bf16 numbers by their bits.
+    unsafe fn widen(from: *const u16) -> Self::Vector;
+    /// [`Bf16::narrow`] of each lane.
+    unsafe fn narrow(to: *mut u16, vector: Self::Vector);
 }
 
 /// Four lanes of plain Rust; the baseline of every target has vectors for them.
@@ -94,6 +112,7 @@ impl Lanes for Portable {
     const WIDTH: usize = 4;
     const ROWS: usize = 6;
     type Vector = [f32; 4];
+    type Words = [u32; 4];
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> [f32; 4] {
@@ -125,127 +144,35 @@ impl Lanes for Portable {
     unsafe fn passed(value: [f32; 4], output: [f32; 4]) -> [f32; 4] {
         Self::zip(value, output, |value, output| if output <= 0.0 { 0.0 } else { value })
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Kernel, Lanes};
-    use std::arch::x86_64::*;
-
-    /// # Safety
-    /// The processor has AVX2 and FMA; the kernel's own contract.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn with_avx2(kernel: impl Kernel) {
-        // SAFETY: this function's own contract.
-        unsafe { kernel.run::<Avx2>() }
+    #[inline(always)]
+    unsafe fn load_words(from: *const u32) -> [u32; 4] {
+        // SAFETY: the trait's contract.
+        unsafe { from.cast::<[u32; 4]>().read_unaligned() }
     }
-
-    /// # Safety
-    /// The processor has AVX-512 F; the kernel's own contract.
-    #[target_feature(enable = "avx512f,avx2,fma")]
-    pub(super) unsafe fn with_avx512(kernel: impl Kernel) {
-        // SAFETY: this function's own contract.
-        unsafe { kernel.run::<Avx512>() }
+    #[inline(always)]
+    unsafe fn splat_word(word: u32) -> [u32; 4] {
+        [word; 4]
     }
-
-    /// Eight lanes, sixteen registers.
-    #[derive(Clone, Copy)]
-    pub(super) struct Avx2;
-
-    /// Sixteen lanes, thirty-two registers.
-    #[derive(Clone, Copy)]
-    pub(super) struct Avx512;
-
-    // SAFETY of every block below: the trait's contract, which is the intrinsics' own.
-    impl Lanes for Avx2 {
-        const WIDTH: usize = 8;
-        const ROWS: usize = 6;
-        type Vector = __m256;
-
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> __m256 {
-            // SAFETY: see above.
-            unsafe { _mm256_set1_ps(value) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> __m256 {
-            // SAFETY: see above.
-            unsafe { _mm256_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(to: *mut f32, vector: __m256) {
-            // SAFETY: see above.
-            unsafe { _mm256_storeu_ps(to, vector) }
-        }
-        #[inline(always)]
-        unsafe fn add(a: __m256, b: __m256) -> __m256 {
-            // SAFETY: see above.
-            unsafe { _mm256_add_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn multiply_add(a: __m256, b: __m256, c: __m256) -> __m256 {
-            // SAFETY: see above.
-            unsafe { _mm256_fmadd_ps(a, b, c) }
-        }
-        #[inline(always)]
-        unsafe fn at_least(value: __m256, floor: __m256) -> __m256 {
-            // The instruction returns its second operand if either is no number.
-            // SAFETY: see above.
-            unsafe { _mm256_max_ps(floor, value) }
-        }
-        #[inline(always)]
-        unsafe fn passed(value: __m256, output: __m256) -> __m256 {
-            // SAFETY: see above.
-            unsafe {
-                let passes = _mm256_cmp_ps::<_CMP_NLE_UQ>(output, _mm256_setzero_ps());
-                _mm256_and_ps(value, passes)
-            }
-        }
+    #[inline(always)]
+    unsafe fn dot(a: [u32; 4], b: [u32; 4], c: [f32; 4]) -> [f32; 4] {
+        let low = |word: u32| f32::from_bits(word << 16);
+        let high = |word: u32| f32::from_bits(word & 0xffff_0000);
+        std::array::from_fn(|lane| {
+            let (a, b) = (a[lane], b[lane]);
+            c[lane] + low(a) * low(b) + high(a) * high(b)
+        })
     }
-
-    impl Lanes for Avx512 {
-        const WIDTH: usize = 16;
-        const ROWS: usize = 12;
-        type Vector = __m512;
-
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> __m512 {
-            // SAFETY: see above.
-            unsafe { _mm512_set1_ps(value) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> __m512 {
-            // SAFETY: see above.
-            unsafe { _mm512_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(to: *mut f32, vector: __m512) {
-            // SAFETY: see above.
-            unsafe { _mm512_storeu_ps(to, vector) }
-        }
-        #[inline(always)]
-        unsafe fn add(a: __m512, b: __m512) -> __m512 {
-            // SAFETY: see above.
-            unsafe { _mm512_add_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn multiply_add(a: __m512, b: __m512, c: __m512) -> __m512 {
-            // SAFETY: see above.
-            unsafe { _mm512_fmadd_ps(a, b, c) }
-        }
-        #[inline(always)]
-        unsafe fn at_least(value: __m512, floor: __m512) -> __m512 {
-            // The instruction returns its second operand if either is no number.
-            // SAFETY: see above.
-            unsafe { _mm512_max_ps(floor, value) }
-        }
-        #[inline(always)]
-        unsafe fn passed(value: __m512, output: __m512) -> __m512 {
-            // SAFETY: see above.
-            unsafe {
-                let passes = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(output, _mm512_setzero_ps());
-                _mm512_maskz_mov_ps(passes, value)
-            }
-        }
+    #[inline(always)]
+    unsafe fn widen(from: *const u16) -> [f32; 4] {
+        // SAFETY: the trait's contract.
+        let halves = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
+        halves.map(|half| f32::from_bits(u32::from(half) << 16))
+    }
+    #[inline(always)]
+    unsafe fn narrow(to: *mut u16, vector: [f32; 4]) {
+        let halves = vector.map(|value| Bf16::narrow(value).bits());
+        // SAFETY: the trait's contract.
+        unsafe { to.cast::<[u16; 4]>().write_unaligned(halves) }
     }
 }

@@ -125,7 +125,7 @@ unsafe fn tile<L: Lanes, const R: usize>(
             }
         }
         for (row, totals) in totals.into_iter().enumerate() {
-            store_pair::<L>(out.add(row * out_step), totals, valid);
+            store_pair::<L, f32>(out.add(row * out_step), totals, valid);
         }
     }
 }

@@ -1,17 +1,20 @@
 //! One tap's rows of a weight's gradient: a register tile of R input channels by two vectors of output
-//! channels sums over the pixels that the tap sees, images, rows and columns alike.
+//! channels sums over the pixels that the tap sees, images, rows and columns alike. A word holds the
+//! same pixel and channel of as many images as it has elements, so that no tap, stride or padding
+//! parts them: a bundle of images.
 
 #![expect(
     clippy::needless_range_loop,
     reason = "counted loops over arrays unroll, which keeps a tile in registers"
 )]
 
-use super::weights::{Chunk, Shape};
+use super::shape::{Chunk, Shape};
+use super::stored::Stored;
 use super::{Kernel, Lanes};
 use crate::ops::Geometry;
 use std::ops::Range;
 
-/// One loop of a [`Walk`]: how often, and how many floats further in the input and in the panel.
+/// One loop of a [`Walk`]: how often, and how many words further in the input and in the panel.
 #[derive(Clone, Copy, Debug)]
 struct Loop {
     times: usize,
@@ -22,9 +25,9 @@ struct Loop {
 /// The pixels that one tap sees, as three nested loops, the innermost last.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Walk {
-    /// Where the first input pixel is, in floats.
+    /// Where the first input pixel is, in words.
     x: usize,
-    /// Where its gradient is in the panel, in floats.
+    /// Where its gradient is in the panel, in words.
     panel: usize,
     loops: [Loop; 3],
 }
@@ -36,7 +39,7 @@ impl Walk {
         Self { x: 0, panel: 0, loops: [once, once, Loop { times: pixels, x, panel }] }
     }
 
-    /// One past the last float of the input and of the panel that are read, given the floats of a
+    /// One past the last word of the input and of the panel that are read, given the words of a
     /// pixel.
     fn end(&self, [x, panel]: [usize; 2]) -> [usize; 2] {
         let last = |first: usize, step: fn(&Loop) -> usize| -> usize {
@@ -54,8 +57,9 @@ fn inside(geometry: Geometry, tap: usize, side: usize, outputs: Range<usize>) ->
     first.max(outputs.start)..end.min(outputs.end)
 }
 
-/// The walk of tap `tap` over `chunk`, unless it sees nothing.
-pub(super) fn walk(shape: &Shape, chunk: &Chunk, tap: usize, is_gathered: bool) -> Option<Walk> {
+/// The walk of tap `tap` over `chunk`, unless it sees nothing. Its input begins with the batch, or
+/// with what the chunk sees of it.
+pub(super) fn walk(shape: &Shape, chunk: &Chunk, tap: usize, is_chunk: bool) -> Option<Walk> {
     let (channels, block, kernel) = (shape.channels, shape.isa.block(), shape.geometry.kernel);
     let Geometry { stride, padding, .. } = shape.geometry;
     let ([height, width], output_width) = (shape.sides, shape.output_sides[1]);
@@ -65,31 +69,32 @@ pub(super) fn walk(shape: &Shape, chunk: &Chunk, tap: usize, is_gathered: bool) 
     if rows.is_empty() || columns.is_empty() {
         return None;
     }
-    // Gathered columns begin with the chunk; images with the batch.
-    let (first_image, first_row, image) = if is_gathered {
-        (0, rows.start - chunk.rows.start, chunk.rows.len() * width)
+    let first_row = rows.start * stride + tap_row - padding;
+    let (first_bundle, first_row, image) = if is_chunk {
+        let seen = shape.input_rows(&chunk.rows);
+        (0, first_row - seen.start, seen.len() * width)
     } else {
-        (chunk.images.start, rows.start * stride + tap_row - padding, height * width)
+        (chunk.bundles.start, first_row, height * width)
     };
     let first_column = columns.start * stride + tap_column - padding;
-    let n_images = chunk.images.len();
-    let (panel_pixel, panel_image) = if shape.is_narrow() {
-        (n_images * block, block)
+    let n_bundles = chunk.bundles.len();
+    let (panel_pixel, panel_bundle) = if shape.is_narrow() {
+        (n_bundles * block, block)
     } else {
         (block, chunk.rows.len() * output_width * block)
     };
-    let images = Loop { times: n_images, x: image * channels, panel: panel_image };
+    let bundles = Loop { times: n_bundles, x: image * channels, panel: panel_bundle };
     let rows_loop =
         Loop { times: rows.len(), x: stride * width * channels, panel: output_width * panel_pixel };
     let columns_loop = Loop { times: columns.len(), x: stride * channels, panel: panel_pixel };
     let nth_pixel = (rows.start - chunk.rows.start) * output_width + columns.start;
     Some(Walk {
-        x: (first_image * image + first_row * width + first_column) * channels,
+        x: (first_bundle * image + first_row * width + first_column) * channels,
         panel: nth_pixel * panel_pixel,
         loops: if shape.is_narrow() {
-            [rows_loop, columns_loop, images]
+            [rows_loop, columns_loop, bundles]
         } else {
-            [images, rows_loop, columns_loop]
+            [bundles, rows_loop, columns_loop]
         },
     })
 }
@@ -101,16 +106,16 @@ pub(super) fn tiles(channels: usize, rows: usize) -> impl Iterator<Item = Range<
 }
 
 /// One tap's rows of the gradient, one block wide.
-pub(super) struct Strip<'a> {
+pub(super) struct Strip<'a, E: Stored> {
     pub(super) channels: usize,
-    pub(super) x: &'a [f32],
-    pub(super) panel: &'a [f32],
+    pub(super) x: &'a [E::Word],
+    pub(super) panel: &'a [E::Word],
     pub(super) walk: Walk,
     /// `[channels, block]`.
     pub(super) sums: &'a mut [f32],
 }
 
-impl Strip<'_> {
+impl<E: Stored> Strip<'_, E> {
     /// Panics unless the walk stays in its slices.
     pub(super) fn check(&self, block: usize) {
         let [x, panel] = self.walk.end([self.channels, block]);
@@ -123,7 +128,7 @@ impl Strip<'_> {
     }
 }
 
-impl Kernel for Strip<'_> {
+impl<E: Stored> Kernel for Strip<'_, E> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let Self { channels, x, panel, walk, sums } = self;
@@ -137,18 +142,18 @@ impl Kernel for Strip<'_> {
                 let sums = sums.add(first * 2 * L::WIDTH);
                 let loops = &walk.loops;
                 match rows {
-                    1 => tile::<L, 1>(x, panel, sums, loops),
-                    2 => tile::<L, 2>(x, panel, sums, loops),
-                    3 => tile::<L, 3>(x, panel, sums, loops),
-                    4 => tile::<L, 4>(x, panel, sums, loops),
-                    5 => tile::<L, 5>(x, panel, sums, loops),
-                    6 => tile::<L, 6>(x, panel, sums, loops),
-                    7 => tile::<L, 7>(x, panel, sums, loops),
-                    8 => tile::<L, 8>(x, panel, sums, loops),
-                    9 => tile::<L, 9>(x, panel, sums, loops),
-                    10 => tile::<L, 10>(x, panel, sums, loops),
-                    11 => tile::<L, 11>(x, panel, sums, loops),
-                    12 => tile::<L, 12>(x, panel, sums, loops),
+                    1 => tile::<L, E, 1>(x, panel, sums, loops),
+                    2 => tile::<L, E, 2>(x, panel, sums, loops),
+                    3 => tile::<L, E, 3>(x, panel, sums, loops),
+                    4 => tile::<L, E, 4>(x, panel, sums, loops),
+                    5 => tile::<L, E, 5>(x, panel, sums, loops),
+                    6 => tile::<L, E, 6>(x, panel, sums, loops),
+                    7 => tile::<L, E, 7>(x, panel, sums, loops),
+                    8 => tile::<L, E, 8>(x, panel, sums, loops),
+                    9 => tile::<L, E, 9>(x, panel, sums, loops),
+                    10 => tile::<L, E, 10>(x, panel, sums, loops),
+                    11 => tile::<L, E, 11>(x, panel, sums, loops),
+                    12 => tile::<L, E, 12>(x, panel, sums, loops),
                     rows => unreachable!("no tile of {rows} rows is compiled"),
                 }
             }
@@ -161,9 +166,9 @@ impl Kernel for Strip<'_> {
 /// # Safety
 /// The loops stay in the slices that the pointers are into; the processor has the instructions.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const R: usize>(
-    x: *const f32,
-    panel: *const f32,
+unsafe fn tile<L: Lanes, E: Stored, const R: usize>(
+    x: *const E::Word,
+    panel: *const E::Word,
     sums: *mut f32,
     loops: &[Loop; 3],
 ) {
@@ -180,11 +185,11 @@ unsafe fn tile<L: Lanes, const R: usize>(
                 let mut x = x.add(i * outer.x + j * middle.x);
                 let mut panel = panel.add(i * outer.panel + j * middle.panel);
                 for _ in 0..inner.times {
-                    let d = [L::load(panel), L::load(panel.add(L::WIDTH))];
+                    let d = [E::load_words::<L>(panel), E::load_words::<L>(panel.add(L::WIDTH))];
                     for row in 0..R {
-                        let x = L::splat(*x.add(row));
-                        totals[row][0] = L::multiply_add(x, d[0], totals[row][0]);
-                        totals[row][1] = L::multiply_add(x, d[1], totals[row][1]);
+                        let x = E::splat_joined::<L>(*x.add(row));
+                        totals[row][0] = E::dot::<L>(x, d[0], totals[row][0]);
+                        totals[row][1] = E::dot::<L>(x, d[1], totals[row][1]);
                     }
                     // The last step may point past the slice, where nothing is read.
                     x = x.wrapping_add(inner.x);

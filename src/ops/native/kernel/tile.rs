@@ -6,28 +6,29 @@
     reason = "counted loops over arrays unroll, which keeps a tile in registers"
 )]
 
+use super::stored::Stored;
 use super::tiles::{Convolution, Tail};
 use super::{Kernel, Lanes};
 use crate::ops::native::indirection::{Indirection, OUTSIDE, Part};
 use std::ops::Range;
 
-/// Floats of the widest block of any instruction set.
+/// Channels of the widest block of any instruction set.
 const BLOCK_MAX: usize = 32;
 
 /// The tiles of one part, some blocks of their outputs.
-pub(super) struct Tiles<'a> {
-    pub(super) convolution: &'a Convolution<'a>,
+pub(super) struct Tiles<'a, E: Stored> {
+    pub(super) convolution: &'a Convolution<'a, E>,
     pub(super) part: &'a Part,
     pub(super) blocks: Range<usize>,
     /// Where the first pixel of the group's first image is, or would be.
-    pub(super) input: *const f32,
-    pub(super) output: *mut f32,
-    pub(super) tail: &'a Tail<'a>,
+    pub(super) input: *const E,
+    pub(super) output: *mut E,
+    pub(super) tail: &'a Tail<'a, E>,
     /// The part's place for sums.
     pub(super) sums: Option<*mut f32>,
 }
 
-impl Kernel for Tiles<'_> {
+impl<E: Stored> Kernel for Tiles<'_, E> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         // SAFETY: the caller's contract; `check` compared the route's rows with the unit's.
@@ -44,7 +45,7 @@ impl Kernel for Tiles<'_> {
 /// A tile's rows by its two vectors.
 type Accumulators<L, const R: usize> = [[<L as Lanes>::Vector; 2]; R];
 
-impl Tiles<'_> {
+impl<E: Stored> Tiles<'_, E> {
     /// # Safety
     /// Every pixel of the part lies in its tensor; nobody else writes the part's blocks; the
     /// processor has the unit's instructions. So for the functions below.
@@ -87,11 +88,11 @@ impl Tiles<'_> {
         let Convolution { route, channels, weights, zeros, .. } = *self.convolution;
         let window = route.window();
         let taps = window.geometry.kernel.pow(2);
-        let tap_floats = channels * 2 * L::WIDTH;
+        let tap_words = channels.div_ceil(E::PER_WORD) * 2 * L::WIDTH;
         // SAFETY: the route's pixels lie in the input (where that is columns its start may not,
-        // hence the wrapping arithmetic); packed weights hold `taps * tap_floats` for each block.
+        // hence the wrapping arithmetic); packed weights hold `taps * tap_words` for each block.
         unsafe {
-            let weights = weights.as_ptr().add(block * taps * tap_floats);
+            let weights = weights.as_ptr().add(block * taps * tap_words);
             let mut sums = [[L::splat(0.0); 2]; R];
             for listed in group.tiles().get_unchecked(tile).taps.clone() {
                 let (tap, sources) = group.tap(listed);
@@ -102,15 +103,25 @@ impl Tiles<'_> {
                         pixels[row] = self.input.wrapping_add(source as usize * channels);
                     }
                 }
-                let mut weight = weights.add(tap * tap_floats);
-                for channel in 0..channels {
-                    let w = [L::load(weight), L::load(weight.add(L::WIDTH))];
+                let mut weight = weights.add(tap * tap_words);
+                for word in 0..channels / E::PER_WORD {
+                    let w = [E::load_words::<L>(weight), E::load_words::<L>(weight.add(L::WIDTH))];
                     for row in 0..R {
-                        let x = L::splat(*pixels[row].add(channel));
-                        sums[row][0] = L::multiply_add(x, w[0], sums[row][0]);
-                        sums[row][1] = L::multiply_add(x, w[1], sums[row][1]);
+                        let x = E::splat_word::<L>(pixels[row].add(word * E::PER_WORD));
+                        sums[row][0] = E::dot::<L>(x, w[0], sums[row][0]);
+                        sums[row][1] = E::dot::<L>(x, w[1], sums[row][1]);
                     }
                     weight = weight.add(2 * L::WIDTH);
+                }
+                // The last channel of an odd number, with zero beside it.
+                if channels % E::PER_WORD != 0 {
+                    let w = [E::load_words::<L>(weight), E::load_words::<L>(weight.add(L::WIDTH))];
+                    for row in 0..R {
+                        let last = E::join(*pixels[row].add(channels - 1), E::default());
+                        let x = E::splat_joined::<L>(last);
+                        sums[row][0] = E::dot::<L>(x, w[0], sums[row][0]);
+                        sums[row][1] = E::dot::<L>(x, w[1], sums[row][1]);
+                    }
                 }
             }
             sums
@@ -136,20 +147,17 @@ impl Tiles<'_> {
         // channels from `column` on are left in each.
         unsafe {
             let place = |row: usize| first + *targets.get_unchecked(row) as usize * outputs;
-            let mut add_rows = |from: *const f32| {
+            // Not a closure, which would be compiled without the unit's instructions.
+            let accumulated = self.tail.accumulates.then_some(self.output.cast_const());
+            let residual = self.tail.residual.map(<[E]>::as_ptr);
+            for added in [accumulated, residual].into_iter().flatten() {
                 for row in 0..R {
-                    let values = load_pair::<L>(from.add(place(row)), columns);
+                    let values = load_pair::<L, E>(added.add(place(row)), columns);
                     tile[row] = add_pair::<L>(tile[row], values);
                 }
-            };
-            if self.tail.accumulates {
-                add_rows(self.output);
-            }
-            if let Some(residual) = self.tail.residual {
-                add_rows(residual.as_ptr());
             }
             if let Some(bias) = self.tail.bias {
-                let bias = load_pair::<L>(bias.as_ptr().add(column), 2 * L::WIDTH);
+                let bias = load_pair::<L, f32>(bias.as_ptr().add(column), 2 * L::WIDTH);
                 for row in 0..R {
                     tile[row] = add_pair::<L>(tile[row], bias);
                 }
@@ -165,7 +173,7 @@ impl Tiles<'_> {
             }
             if let Some(output) = self.tail.passed {
                 for row in 0..R {
-                    let output = load_pair::<L>(output.as_ptr().add(place(row)), columns);
+                    let output = load_pair::<L, E>(output.as_ptr().add(place(row)), columns);
                     for half in 0..2 {
                         tile[row][half] = L::passed(tile[row][half], output[half]);
                     }
@@ -178,7 +186,7 @@ impl Tiles<'_> {
                     if row < valid {
                         let factor = match self.tail.factor {
                             Some(factor) => {
-                                load_pair::<L>(factor.as_ptr().add(place(row)), columns)
+                                load_pair::<L, E>(factor.as_ptr().add(place(row)), columns)
                             }
                             None => tile[row],
                         };
@@ -193,7 +201,7 @@ impl Tiles<'_> {
             }
             for row in 0..R {
                 if row < valid {
-                    store_pair::<L>(self.output.add(place(row)), tile[row], columns);
+                    store_pair::<L, E>(self.output.add(place(row)), tile[row], columns);
                 }
             }
         }
@@ -206,33 +214,37 @@ unsafe fn add_pair<L: Lanes>(a: [L::Vector; 2], b: [L::Vector; 2]) -> [L::Vector
     unsafe { [L::add(a[0], b[0]), L::add(a[1], b[1])] }
 }
 
-/// `columns` floats, and zeros up to two vectors.
+/// `columns` elements, and zeros up to two vectors.
 #[inline(always)]
-unsafe fn load_pair<L: Lanes>(from: *const f32, columns: usize) -> [L::Vector; 2] {
-    // SAFETY: `columns` floats can be read at `from`; a block has at most `BLOCK_MAX`.
+unsafe fn load_pair<L: Lanes, E: Stored>(from: *const E, columns: usize) -> [L::Vector; 2] {
+    // SAFETY: `columns` elements can be read at `from`; a block has at most `BLOCK_MAX`.
     unsafe {
         if columns == 2 * L::WIDTH {
-            return [L::load(from), L::load(from.add(L::WIDTH))];
+            return [E::load::<L>(from), E::load::<L>(from.add(L::WIDTH))];
         }
-        let mut floats = [0.0; BLOCK_MAX];
-        std::ptr::copy_nonoverlapping(from, floats.as_mut_ptr(), columns);
-        [L::load(floats.as_ptr()), L::load(floats.as_ptr().add(L::WIDTH))]
+        let mut block = [E::default(); BLOCK_MAX];
+        std::ptr::copy_nonoverlapping(from, block.as_mut_ptr(), columns);
+        [E::load::<L>(block.as_ptr()), E::load::<L>(block.as_ptr().add(L::WIDTH))]
     }
 }
 
-/// The first `columns` floats of two vectors.
+/// The first `columns` elements of two vectors.
 #[inline(always)]
-pub(super) unsafe fn store_pair<L: Lanes>(to: *mut f32, pair: [L::Vector; 2], columns: usize) {
-    // SAFETY: `columns` floats can be written at `to`; a block has at most `BLOCK_MAX`.
+pub(super) unsafe fn store_pair<L: Lanes, E: Stored>(
+    to: *mut E,
+    pair: [L::Vector; 2],
+    columns: usize,
+) {
+    // SAFETY: `columns` elements can be written at `to`; a block has at most `BLOCK_MAX`.
     unsafe {
         if columns == 2 * L::WIDTH {
-            L::store(to, pair[0]);
-            L::store(to.add(L::WIDTH), pair[1]);
+            E::store::<L>(to, pair[0]);
+            E::store::<L>(to.add(L::WIDTH), pair[1]);
             return;
         }
-        let mut floats = [0.0; BLOCK_MAX];
-        L::store(floats.as_mut_ptr(), pair[0]);
-        L::store(floats.as_mut_ptr().add(L::WIDTH), pair[1]);
-        std::ptr::copy_nonoverlapping(floats.as_ptr(), to, columns);
+        let mut block = [E::default(); BLOCK_MAX];
+        E::store::<L>(block.as_mut_ptr(), pair[0]);
+        E::store::<L>(block.as_mut_ptr().add(L::WIDTH), pair[1]);
+        std::ptr::copy_nonoverlapping(block.as_ptr(), to, columns);
     }
 }

@@ -1,78 +1,74 @@
 //! Direct convolution over the tiles of a [`Route`], shared out to the threads.
 
+use super::stored::Stored;
 use super::tile::Tiles;
 use crate::ops::isa::Isa;
 use crate::ops::native::indirection::{Part, Route};
 use crate::ops::with_scratch;
 use rayon::prelude::*;
-use std::cell::Cell;
 use std::ops::Range;
 
-thread_local! {
-    static COLUMNS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
 /// A convolution with packed weights.
-pub(in crate::ops::native) struct Convolution<'a> {
+pub(in crate::ops::native) struct Convolution<'a, E: Stored> {
     pub(in crate::ops::native) isa: Isa,
     pub(in crate::ops::native) route: &'a Route,
     /// Input channels; of a column where the input is gathered.
     pub(in crate::ops::native) channels: usize,
     /// Output channels, O.
     pub(in crate::ops::native) outputs: usize,
-    /// Packed weights `[blocks, taps, channels, block]`, zero past the last output.
-    pub(in crate::ops::native) weights: &'a [f32],
+    /// Packed weights `[blocks, taps, words of channels, block]`, zero past the last output and
+    /// beside the last of an odd number of channels.
+    pub(in crate::ops::native) weights: &'a [E::Word],
     /// At least `channels` zeros: what a tap in the padding reads.
-    pub(in crate::ops::native) zeros: &'a [f32],
+    pub(in crate::ops::native) zeros: &'a [E],
 }
 
 /// Writes the columns of some of an image's output pixels, `[pixels, channels]`.
-pub(in crate::ops::native) type Gather<'a> = dyn Fn(usize, Range<usize>, &mut [f32]) + Sync + 'a;
+pub(in crate::ops::native) type Gather<'a, E> = dyn Fn(usize, Range<usize>, &mut [E]) + Sync + 'a;
 
 /// What a convolution reads.
 #[derive(Clone, Copy)]
-pub(in crate::ops::native) enum Input<'a> {
+pub(in crate::ops::native) enum Input<'a, E> {
     /// Images `[N, H, W, C]`.
-    Images(&'a [f32]),
+    Images(&'a [E]),
     /// Columns, made for the tiles of one task at a time: for few channels, where each tap alone would be too little work. The
     /// route has one tap that reads each pixel itself.
-    Columns(&'a Gather<'a>),
+    Columns(&'a Gather<'a, E>),
 }
 
 /// What happens to a finished output before it is stored, in this order. The tensors have the
 /// output's shape.
 #[derive(Clone, Copy, Default)]
-pub(in crate::ops::native) struct Tail<'a> {
+pub(in crate::ops::native) struct Tail<'a, E> {
     /// Added to each channel, zero past the last one up to a whole block.
     pub(in crate::ops::native) bias: Option<&'a [f32]>,
     /// Whether the output's present numbers are added.
     pub(in crate::ops::native) accumulates: bool,
     /// Added.
-    pub(in crate::ops::native) residual: Option<&'a [f32]>,
+    pub(in crate::ops::native) residual: Option<&'a [E]>,
     /// Whether numbers below zero become zero.
     pub(in crate::ops::native) relu: bool,
     /// Zero where this is zero or below: the gradient of a rectifier with this output.
-    pub(in crate::ops::native) passed: Option<&'a [f32]>,
+    pub(in crate::ops::native) passed: Option<&'a [E]>,
     /// What the outputs are multiplied by in the second sum; themselves if nothing.
-    pub(in crate::ops::native) factor: Option<&'a [f32]>,
+    pub(in crate::ops::native) factor: Option<&'a [E]>,
 }
 
 /// A pointer that tasks share, each writing its own part of what it points to.
-#[derive(Clone, Copy)]
-struct Shared(*mut f32);
+struct Shared<T>(*mut T);
 
-// SAFETY: tasks write disjoint elements; see `convolve`.
-unsafe impl Send for Shared {}
+// SAFETY: tasks write disjoint elements, which may be sent; see `convolve`.
+unsafe impl<T: Send> Send for Shared<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl<T: Send> Sync for Shared<T> {}
 
-impl Shared {
-    fn pointer(self) -> *mut f32 {
+impl<T> Shared<T> {
+    fn pointer(&self) -> *mut T {
         self.0
     }
 }
 
-impl Convolution<'_> {
+impl<E: Stored> Convolution<'_, E> {
     fn block(&self) -> usize {
         self.isa.block()
     }
@@ -97,11 +93,11 @@ impl Convolution<'_> {
 ///
 /// # Panics
 /// If a length does not fit.
-pub(in crate::ops::native) fn convolve(
-    convolution: &Convolution<'_>,
-    input: Input<'_>,
-    output: &mut [f32],
-    tail: Tail<'_>,
+pub(in crate::ops::native) fn convolve<E: Stored>(
+    convolution: &Convolution<'_, E>,
+    input: Input<'_, E>,
+    output: &mut [E],
+    tail: Tail<'_, E>,
     sums: &mut [f32],
 ) {
     check(convolution, input, output, &tail);
@@ -119,7 +115,7 @@ pub(in crate::ops::native) fn convolve(
         // SAFETY: where sums are asked for there are `part_sums` for each part, checked above.
         let sums =
             (!sums.is_empty()).then(|| unsafe { shared_sums.pointer().add(index * part_sums) });
-        let run = |part: &Part, input: *const f32| {
+        let run = |part: &Part, input: *const E| {
             let (blocks, output) = (blocks.clone(), shared.pointer());
             let work = Tiles { convolution, part, blocks, input, output, tail: &tail, sums };
             // SAFETY: `check` made sure that every pixel of the route lies in its tensor. A route
@@ -139,7 +135,7 @@ pub(in crate::ops::native) fn convolve(
                 let end = (part.tiles.end * rows).min(window.output[0] * window.output[1]);
                 let pixels = part.tiles.start * rows..end;
                 let length = pixels.len() * convolution.channels;
-                with_scratch(&COLUMNS, length, |columns| {
+                with_scratch(E::columns(), length, |columns| {
                     gather(part.first_image, pixels.clone(), columns);
                     // The tiles count from the image's first pixel.
                     let skipped = pixels.start * convolution.channels;
@@ -151,7 +147,12 @@ pub(in crate::ops::native) fn convolve(
 }
 
 /// Panics unless every index that the tiles use lies in its slice.
-fn check(convolution: &Convolution<'_>, input: Input<'_>, output: &[f32], tail: &Tail<'_>) {
+fn check<E: Stored>(
+    convolution: &Convolution<'_, E>,
+    input: Input<'_, E>,
+    output: &[E],
+    tail: &Tail<'_, E>,
+) {
     let Convolution { isa, route, channels, outputs, weights, zeros } = *convolution;
     let window = route.window();
     let taps = window.geometry.kernel.pow(2);
@@ -165,7 +166,7 @@ fn check(convolution: &Convolution<'_>, input: Input<'_>, output: &[f32], tail: 
     }
     let pixels = route.images() * window.output[0] * window.output[1];
     assert_eq!(output.len(), pixels * outputs, "output of a convolution");
-    assert_eq!(weights.len(), taps * channels * blocks, "packed weights");
+    assert_eq!(weights.len(), taps * channels.div_ceil(E::PER_WORD) * blocks, "packed weights");
     assert!(zeros.len() >= channels, "zeros");
     assert!(tail.bias.is_none_or(|bias| bias.len() == blocks), "bias");
     for tensor in [tail.residual, tail.passed, tail.factor].into_iter().flatten() {

@@ -1,144 +1,28 @@
 //! The gradient of a convolution's weight, split over parts of the pixels and groups of output
 //! channels.
 
+use super::panel::{self, Seen};
+use super::shape::Chunk;
+pub(in crate::ops::native) use super::shape::Shape;
+use super::stored::Stored;
 use super::strip::{self, Strip, Walk, walk};
-use crate::ops::Geometry;
-use crate::ops::isa::Isa;
+use super::tiles::Input;
 use crate::ops::with_scratch;
 use rayon::prelude::*;
-use std::cell::Cell;
 use std::ops::Range;
-
-thread_local! {
-    static PANEL: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static COLUMNS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-/// Output pixels whose gradients make up a panel, about: 16 KiB a block on AVX2, half of a
-/// first-level cache.
-const PANEL_PIXELS: usize = 256;
-
-/// Floats of a chunk's rows where they are packed, about: 256 KiB, half of a second-level cache.
-const ROWS_FLOATS: usize = 1 << 16;
-
-/// Output grids up to this wide are summed image by image at each pixel.
-const NARROW_PIXELS: usize = 8;
-
-/// Tasks of one gradient, at least, where its size allows: enough for a few threads to end together.
-const TASKS: usize = 16;
-
-/// Floats of all partial sums of a gradient together (2 MiB, so that they stay in a cache), unless
-/// one alone is larger.
-const PARTIAL_FLOATS: usize = 1 << 19;
-
-/// The sizes of the gradient.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::ops::native) struct Shape {
-    pub(in crate::ops::native) isa: Isa,
-    pub(in crate::ops::native) images: usize,
-    /// H and W; of the output where the input is gathered.
-    pub(in crate::ops::native) sides: [usize; 2],
-    /// H' and W'.
-    pub(in crate::ops::native) output_sides: [usize; 2],
-    /// C; of a column where the input is gathered.
-    pub(in crate::ops::native) channels: usize,
-    /// O.
-    pub(in crate::ops::native) outputs: usize,
-    pub(in crate::ops::native) geometry: Geometry,
-}
-
-/// What the convolution read, as in the forward pass.
-pub(in crate::ops::native) use super::tiles::Input;
-
-/// Some images, some rows of their outputs: what one panel holds.
-#[derive(Clone, Debug)]
-pub(super) struct Chunk {
-    pub(super) images: Range<usize>,
-    pub(super) rows: Range<usize>,
-}
-
-impl Shape {
-    fn blocks(&self) -> usize {
-        self.outputs.div_ceil(self.isa.block())
-    }
-
-    fn taps(&self) -> usize {
-        self.geometry.kernel.pow(2)
-    }
-
-    /// Floats of a partial sum, `[blocks, taps, channels, block]`.
-    fn partial_len(&self) -> usize {
-        self.blocks() * self.block_len()
-    }
-
-    fn block_len(&self) -> usize {
-        self.taps() * self.channels * self.isa.block()
-    }
-
-    pub(super) fn is_narrow(&self) -> bool {
-        self.output_sides[1] <= NARROW_PIXELS
-    }
-
-    /// Whether images are pixels that are read alone, so that the gradient is a product of matrices.
-    fn is_matrix(&self) -> bool {
-        self.taps() == 1 && self.sides == [1, 1] && self.output_sides == [1, 1]
-    }
-
-    /// Images of a chunk, and output rows of a chunk.
-    fn chunk_sizes(&self) -> [usize; 2] {
-        let [height, width] = self.output_sides;
-        if self.is_matrix() {
-            [(ROWS_FLOATS / self.channels).clamp(PANEL_PIXELS / 8, PANEL_PIXELS), 1]
-        } else if self.is_narrow() {
-            [(PANEL_PIXELS / (height * width)).max(1), height]
-        } else {
-            [1, (PANEL_PIXELS / width).clamp(1, height)]
-        }
-    }
-
-    fn chunks(&self) -> usize {
-        let [images, rows] = self.chunk_sizes();
-        self.images.div_ceil(images) * self.output_sides[0].div_ceil(rows)
-    }
-
-    fn chunk(&self, index: usize) -> Chunk {
-        let [images, rows] = self.chunk_sizes();
-        let runs = self.output_sides[0].div_ceil(rows);
-        let (image, row) = (index / runs * images, index % runs * rows);
-        Chunk {
-            images: image..(image + images).min(self.images),
-            rows: row..(row + rows).min(self.output_sides[0]),
-        }
-    }
-
-    /// Partial sums over pixels, and groups of blocks: what the work is split by.
-    fn split(&self) -> [usize; 2] {
-        // Each group packs a matrix's rows anew, which pays for many blocks only.
-        let (partial_floats, group_blocks) =
-            if self.is_matrix() { (4 * PARTIAL_FLOATS, 16) } else { (PARTIAL_FLOATS, 1) };
-        let parts = (partial_floats / self.partial_len().max(1)).clamp(1, TASKS);
-        let parts = parts.min(self.chunks()).max(1);
-        [parts, TASKS.div_ceil(parts).min(self.blocks().div_ceil(group_blocks))]
-    }
-
-    /// Floats of scratch that [`gradient`] needs.
-    pub(in crate::ops::native) fn scratch_len(&self) -> usize {
-        self.split()[0] * self.partial_len()
-    }
-}
 
 /// `dw [K, K, C, O]` of `input` and `dy [N, H', W', O]`; `scratch` holds partial sums.
 ///
 /// # Panics
 /// If a length does not fit.
-pub(in crate::ops::native) fn gradient(
+pub(in crate::ops::native) fn gradient<E: Stored>(
     shape: &Shape,
-    input: Input<'_>,
-    dy: &[f32],
+    input: Input<'_, E>,
+    dy: &[E],
     dw: &mut [f32],
     scratch: &mut [f32],
 ) {
+    assert_eq!(shape.bundle, E::PER_WORD, "images of a word");
     let output_pixels = shape.output_sides[0] * shape.output_sides[1];
     assert_eq!(dy.len(), shape.images * output_pixels * shape.outputs, "gradient of the output");
     assert_eq!(dw.len(), shape.taps() * shape.channels * shape.outputs, "gradient of the weight");
@@ -182,85 +66,98 @@ fn collect(shape: &Shape, partials: &[f32], dw: &mut [f32]) {
 }
 
 /// Adds one chunk's share to `sums [blocks, taps, channels, block]`.
-fn add_chunk(
+fn add_chunk<E: Stored>(
     shape: &Shape,
-    input: Input<'_>,
-    dy: &[f32],
+    input: Input<'_, E>,
+    dy: &[E],
     chunk: &Chunk,
     blocks: Range<usize>,
     sums: &mut [f32],
 ) {
-    let width = shape.output_sides[1];
-    let n_pixels = chunk.images.len() * chunk.rows.len() * width;
-    let block = shape.isa.block();
-    let mut work = |x: &[f32], is_gathered: bool, is_packed: bool| {
-        with_scratch(&PANEL, n_pixels * block, |panel| {
+    let [gradients, inputs] = E::panels();
+    let mut add = |x: &[E::Word], place: Place| {
+        with_scratch(gradients, panel::gradients_len(shape, chunk), |panel| {
             for (index, sums) in blocks.clone().zip(sums.chunks_exact_mut(shape.block_len())) {
-                fill_panel(shape, dy, chunk, index, panel);
-                if is_packed {
-                    add_packed(shape, x, panel, sums);
-                    continue;
-                }
-                for tap in 0..shape.taps() {
-                    let Some(walk) = walk(shape, chunk, tap, is_gathered) else { continue };
-                    let rows = shape.channels * block;
-                    let sums = &mut sums[tap * rows..][..rows];
-                    let work = Strip { channels: shape.channels, x, panel, walk, sums };
-                    work.check(block);
-                    // SAFETY: `check` made sure that the walk stays in its slices.
-                    unsafe { shape.isa.run(work) };
+                panel::fill(shape, dy, chunk, index, panel);
+                match place {
+                    Place::Rows => add_rows::<E>(shape, x, panel, sums),
+                    Place::Batch => add_taps::<E>(shape, chunk, (x, false), panel, sums),
+                    Place::Chunk => add_taps::<E>(shape, chunk, (x, true), panel, sums),
                 }
             }
         });
     };
+    let images = shape.images_of(chunk);
+    let row = shape.sides[1] * shape.channels;
+    let with_joined = |seen: Seen<'_, E>, add: &mut dyn FnMut(&[E::Word], Place)| {
+        with_scratch(inputs, panel::input_len(shape, chunk), |words| {
+            if shape.is_matrix() {
+                panel::pack_rows(shape, seen.elements, words);
+                add(words, Place::Rows);
+            } else {
+                panel::join(shape, chunk, seen, words);
+                add(words, Place::Chunk);
+            }
+        });
+    };
     match input {
-        Input::Images(images) if shape.is_matrix() => {
-            let x = &images[chunk.images.start * shape.channels..][..n_pixels * shape.channels];
-            with_scratch(&ROWS, x.len(), |rows| {
-                pack_rows(shape, x, rows);
-                work(rows, false, true);
-            });
-        }
-        Input::Images(images) => work(images, false, false),
-        Input::Columns(gather) => {
-            let pixels = chunk.rows.start * width..chunk.rows.end * width;
-            let image = pixels.len() * shape.channels;
-            with_scratch(&COLUMNS, n_pixels * shape.channels, |columns| {
-                for (image, columns) in chunk.images.clone().zip(columns.chunks_exact_mut(image)) {
-                    gather(image, pixels.clone(), columns);
-                }
-                work(columns, true, false);
-            });
-        }
-    }
-}
-
-/// Copies the rows `x [P, C]` of a matrix by the tiles of a strip, `[tiles, P, channels of a tile]`: a
-/// tile of few channels would take a part of every cache line that it touches.
-fn pack_rows(shape: &Shape, x: &[f32], packed: &mut [f32]) {
-    let n_rows = x.len() / shape.channels;
-    for tile in strip::tiles(shape.channels, shape.isa.rows()) {
-        let packed = &mut packed[n_rows * tile.start..n_rows * tile.end];
-        let rows = x.chunks_exact(shape.channels).map(|row| &row[tile.clone()]);
-        // A length that is known makes a copy a few instructions.
-        match tile.len() {
-            6 => copy_rows::<6>(rows, packed),
-            12 => copy_rows::<12>(rows, packed),
-            length => {
-                let packed = packed.chunks_exact_mut(length);
-                packed.zip(rows).for_each(|(to, from)| to.copy_from_slice(from));
+        Input::Images(all) => {
+            let image = shape.sides[0] * row;
+            let elements = &all[images.start * image..images.end * image];
+            let skipped = shape.input_rows(&chunk.rows).start * row;
+            match E::as_words(all) {
+                Some(words) if !shape.is_matrix() => add(words, Place::Batch),
+                _ => with_joined(Seen { elements, image, skipped }, &mut add),
             }
         }
+        Input::Columns(gather) => {
+            let pixels = chunk.rows.start * shape.sides[1]..chunk.rows.end * shape.sides[1];
+            let image = pixels.len() * shape.channels;
+            with_scratch(E::columns(), images.len() * image, |columns| {
+                for (image, columns) in images.clone().zip(columns.chunks_exact_mut(image)) {
+                    gather(image, pixels.clone(), columns);
+                }
+                match E::as_words(columns) {
+                    Some(words) => add(words, Place::Chunk),
+                    None => with_joined(Seen { elements: columns, image, skipped: 0 }, &mut add),
+                }
+            });
+        }
     }
 }
 
-fn copy_rows<'a, const R: usize>(rows: impl Iterator<Item = &'a [f32]>, packed: &mut [f32]) {
-    let (packed, _) = packed.as_chunks_mut::<R>();
-    packed.iter_mut().zip(rows).for_each(|(to, from)| to.copy_from_slice(&from[..R]));
+/// Where the words of an input lie.
+#[derive(Clone, Copy)]
+enum Place {
+    /// As the batch's images do.
+    Batch,
+    /// As the part of them does that the chunk sees.
+    Chunk,
+    /// By [`panel::pack_rows`].
+    Rows,
+}
+
+/// Adds the products of `x`, which begins with the chunk or with the batch, and a panel to
+/// `sums [taps, channels, block]`.
+fn add_taps<E: Stored>(
+    shape: &Shape,
+    chunk: &Chunk,
+    (x, is_chunk): (&[E::Word], bool),
+    panel: &[E::Word],
+    sums: &mut [f32],
+) {
+    let (channels, block) = (shape.channels, shape.isa.block());
+    for (tap, sums) in sums.chunks_exact_mut(channels * block).enumerate() {
+        let Some(walk) = walk(shape, chunk, tap, is_chunk) else { continue };
+        let work = Strip::<E> { channels, x, panel, walk, sums };
+        work.check(block);
+        // SAFETY: `check` made sure that the walk stays in its slices.
+        unsafe { shape.isa.run(work) };
+    }
 }
 
 /// Adds the product of packed rows and a panel to `sums [channels, block]`.
-fn add_packed(shape: &Shape, packed: &[f32], panel: &[f32], sums: &mut [f32]) {
+fn add_rows<E: Stored>(shape: &Shape, packed: &[E::Word], panel: &[E::Word], sums: &mut [f32]) {
     let block = shape.isa.block();
     let n_rows = panel.len() / block;
     for tile in strip::tiles(shape.channels, shape.isa.rows()) {
@@ -268,34 +165,9 @@ fn add_packed(shape: &Shape, packed: &[f32], panel: &[f32], sums: &mut [f32]) {
         let x = &packed[n_rows * tile.start..n_rows * tile.end];
         let sums = &mut sums[tile.start * block..tile.end * block];
         let walk = Walk::in_a_row(n_rows, [channels, block]);
-        let work = Strip { channels, x, panel, walk, sums };
+        let work = Strip::<E> { channels, x, panel, walk, sums };
         work.check(block);
         // SAFETY: `check` made sure that the walk stays in its slices.
         unsafe { shape.isa.run(work) };
-    }
-}
-
-/// Copies the gradients of block `index` of a chunk together: `[images, rows, W', block]`, or
-/// `[rows, W', images, block]` where images are narrow; zero past the last output.
-fn fill_panel(shape: &Shape, dy: &[f32], chunk: &Chunk, index: usize, panel: &mut [f32]) {
-    let [height, width] = shape.output_sides;
-    let (block, outputs) = (shape.isa.block(), shape.outputs);
-    let columns = block.min(outputs - index * block);
-    let pixels = chunk.rows.start * width..chunk.rows.end * width;
-    let (image_step, pixel_step) =
-        if shape.is_narrow() { (1, chunk.images.len()) } else { (pixels.len(), 1) };
-    for (nth_image, image) in chunk.images.clone().enumerate() {
-        for (nth_pixel, pixel) in pixels.clone().enumerate() {
-            let from = (image * height * width + pixel) * outputs + index * block;
-            let place = nth_image * image_step + nth_pixel * pixel_step;
-            let to = &mut panel[place * block..][..block];
-            // A length that is known makes the copy a few instructions.
-            if columns == block {
-                to.copy_from_slice(&dy[from..from + block]);
-            } else {
-                to[..columns].copy_from_slice(&dy[from..from + columns]);
-                to[columns..].fill(0.0);
-            }
-        }
     }
 }

@@ -10,7 +10,7 @@ use candle_core::Result;
 /// What an operation computes with.
 pub(super) enum Stage {
     /// A convolution, or a matrix as a window of one pixel.
-    Product(Box<Convolution>),
+    Product(Box<Convolution<f32>>),
     LayerNorm(LayerNorm),
     Attention(Attention),
     Positions(Positions),

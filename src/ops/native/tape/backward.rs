@@ -1,13 +1,15 @@
-//! The backward pass of a [`Tape`]: from the gradient of the features to that of every weight.
+//! The backward pass of a [`Recording`]: from the gradient of the features to that of every weight.
 //!
 //! The last operation to add to a value's gradient also lets it pass the rectifier that made the value
 //! and takes the sums that its norm needs; a convolution does so while the numbers are in registers.
 
+use super::recording::{Recording, max_pool};
 use super::state::State;
-use super::{Tape, max_pool};
 use crate::encoder::{HostParams, Op, Value};
 use crate::ops::cpu::pool;
+use crate::ops::element::Element;
 use crate::ops::isa::Isa;
+use crate::ops::native::kernel::stored::Stored;
 use crate::ops::native::kernel::tiles::Tail;
 use crate::ops::native::tokens;
 use crate::ops::simd;
@@ -15,13 +17,13 @@ use candle_core::{Error, Result, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 
-impl Tape {
+impl<E: Stored> Recording<E> {
     /// The gradient of every weight, in the order of [`HostParams::values`], of the gradient
-    /// `[N, D]` of the features that [`Tape::forward`] made last.
+    /// `[N, D]` of the features that [`Recording::forward`] made last.
     ///
     /// # Errors
     /// Gradients of another size.
-    pub fn backward(
+    pub(super) fn backward(
         &mut self,
         params: &HostParams,
         features: &[f32],
@@ -35,7 +37,7 @@ impl Tape {
             bail!("a backward pass without a forward one before it")
         }
         let mut seed = self.buffers.lend(features.len());
-        seed.copy_from_slice(features);
+        simd::narrow(Isa::best(), features, &mut seed);
         self.gradients[last] = Some(seed);
         for index in (0..last).rev() {
             for nth in 0..self.lifetimes.made_again[index].len() {
@@ -57,7 +59,7 @@ impl Tape {
         &mut self,
         params: &HostParams,
         index: usize,
-        mut dy: Vec<f32>,
+        mut dy: Vec<E>,
         gradient: &mut [f32],
     ) -> Result<()> {
         let of = |weight: usize| params.ranges[weight].clone();
@@ -84,7 +86,7 @@ impl Tape {
                 let length = self.sizes[input.0].len();
                 let mut dx = self.gradients[input.0].take().unwrap_or_else(|| {
                     let mut dx = self.buffers.lend(length);
-                    dx.fill(0.0);
+                    dx.fill(E::default());
                     dx
                 });
                 let x = &*self.values[input.0];
@@ -135,7 +137,7 @@ impl Tape {
         Ok(())
     }
 
-    fn pull_maximum(&mut self, index: usize, input: Value, dy: Vec<f32>) {
+    fn pull_maximum(&mut self, index: usize, input: Value, dy: Vec<E>) {
         let size = self.sizes[input.0];
         let mut dx = self.buffers.lend(size.len());
         let mut unclaimed = self.buffers.lend(size.images * size.channels);
@@ -151,7 +153,7 @@ impl Tape {
         params: &HostParams,
         index: usize,
         (Value(input), weight): (Value, usize),
-        dy: &[f32],
+        dy: &[E],
         gradient: &mut [f32],
     ) -> Result<()> {
         let (before, states) = self.states.split_at_mut(index);
@@ -188,7 +190,7 @@ impl Tape {
         index: usize,
         Value(input): Value,
         residual: Option<Value>,
-        mut dy: Vec<f32>,
+        mut dy: Vec<E>,
     ) -> Result<()> {
         let length = self.sizes[index + 1].len();
         let State::BatchNorm(norm) = &self.states[index] else {
@@ -209,7 +211,7 @@ impl Tape {
 
     /// Adds what operation `reader` has for the gradient of `value`; if it is the last to, the
     /// gradient passes the rectifier that made the value, and its norm takes its sums.
-    fn add_gradient(&mut self, reader: usize, Value(value): Value, added: Vec<f32>) {
+    fn add_gradient(&mut self, reader: usize, Value(value): Value, added: Vec<E>) {
         let mut gradient = match self.gradients[value].take() {
             None => added,
             Some(mut gradient) => {
@@ -236,8 +238,8 @@ fn pair(gradient: &mut [f32], ranges: [Range<usize>; 2]) -> Result<[&mut [f32]; 
 }
 
 /// `sum += values`, in pieces for the threads.
-fn add(sum: &mut [f32], values: &[f32]) {
+fn add<E: Element>(sum: &mut [E], values: &[E]) {
     const PIECE: usize = 1 << 16;
     let pieces = sum.par_chunks_mut(PIECE).zip(values.par_chunks(PIECE));
-    pieces.for_each(|(sum, values)| simd::add(Isa::best(), sum, values));
+    pieces.for_each(|(sum, values)| simd::accumulate(Isa::best(), sum, values));
 }

@@ -3,6 +3,7 @@
 use crate::encoder::{Op, Plan, Value};
 use crate::ops::isa::Isa;
 use crate::ops::native::convolution::Convolution;
+use crate::ops::native::kernel::stored::Stored;
 use crate::ops::native::kernel::tiles::Tail;
 use crate::ops::native::norm::Norm;
 use crate::ops::native::sizes::{Size, product_shape};
@@ -11,9 +12,9 @@ use crate::ops::native::tokens::{Attention, LayerNorm, Positions};
 use candle_core::{Result, bail};
 
 /// One operation's.
-pub(super) enum State {
+pub(super) enum State<E: Stored> {
     /// Of a convolution or a matrix.
-    Product(Box<Product>),
+    Product(Box<Product<E>>),
     BatchNorm(Norm),
     LayerNorm(LayerNorm),
     Attention(Attention),
@@ -22,7 +23,7 @@ pub(super) enum State {
     Nothing,
 }
 
-impl State {
+impl<E: Stored> State<E> {
     /// That of operation `index` among values of `sizes`.
     ///
     /// # Errors
@@ -79,16 +80,16 @@ impl State {
 }
 
 /// A convolution, or a matrix as a window of one pixel.
-pub(super) struct Product {
-    pub(super) convolution: Convolution,
+pub(super) struct Product<E: Stored> {
+    pub(super) convolution: Convolution<E>,
     /// A matrix's bias, zero past the last output up to a whole block.
     bias: Vec<f32>,
     /// Of the bias's gradient.
     sums: Sums,
 }
 
-impl Product {
-    fn new(isa: Isa, convolution: Convolution, output: Size, is_linear: bool) -> Self {
+impl<E: Stored> Product<E> {
+    fn new(isa: Isa, convolution: Convolution<E>, output: Size, is_linear: bool) -> Self {
         let mut this = Self { convolution, bias: vec![], sums: Sums::default() };
         if is_linear {
             this.bias.resize(output.channels.next_multiple_of(isa.block()), 0.0);
@@ -102,9 +103,9 @@ impl Product {
     pub(super) fn convolve(
         &mut self,
         weight: &[f32],
-        packed: &mut [f32],
-        x: &[f32],
-        y: &mut [f32],
+        packed: &mut [E::Word],
+        x: &[E],
+        y: &mut [E],
         sums: Option<&mut Sums>,
     ) {
         let packed = self.convolution.pack(weight, packed);
@@ -115,10 +116,10 @@ impl Product {
     pub(super) fn multiply(
         &mut self,
         [weight, bias]: [&[f32]; 2],
-        packed: &mut [f32],
-        x: &[f32],
-        residual: Option<&[f32]>,
-        y: &mut [f32],
+        packed: &mut [E::Word],
+        x: &[E],
+        residual: Option<&[E]>,
+        y: &mut [E],
     ) {
         let packed = self.convolution.pack(weight, packed);
         self.bias[..bias.len()].copy_from_slice(bias);
@@ -131,10 +132,10 @@ impl Product {
     pub(super) fn pull(
         &self,
         weight: &[f32],
-        packed: &mut [f32],
-        dy: &[f32],
-        dx: &mut [f32],
-        tail: Tail<'_>,
+        packed: &mut [E::Word],
+        dy: &[E],
+        dx: &mut [E],
+        tail: Tail<'_, E>,
         sums: Option<&mut Sums>,
     ) {
         let packed = self.convolution.pack_transposed(weight, packed);
@@ -142,7 +143,7 @@ impl Product {
     }
 
     /// The gradient of the bias.
-    pub(super) fn pull_bias(&mut self, dy: &[f32], dbias: &mut [f32]) {
+    pub(super) fn pull_bias(&mut self, dy: &[E], dbias: &mut [f32]) {
         self.sums.add_rows(dy, dbias.len());
         let totals = dbias.iter_mut().zip(&self.sums.first);
         totals.for_each(|(gradient, &sum)| *gradient = sum as f32);

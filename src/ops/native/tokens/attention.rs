@@ -4,6 +4,7 @@
 //! that none of the `[N, heads, T, T]` numbers is kept (Dao et al. 2022, "FlashAttention", arXiv
 //! 2205.14135, section 3.1).
 
+use crate::ops::element::Element;
 use crate::ops::isa::Isa;
 use crate::ops::matrix::{Matrix, MatrixMut};
 use crate::ops::native::kernel::product::{multiply, panel_len};
@@ -68,26 +69,43 @@ impl Attention {
     }
 
     /// `y [N, T, D] = softmax(Q K^T / sqrt(D / heads)) V` of `joined [N, T, 3 D]`.
-    pub(in crate::ops::native) fn forward(&mut self, joined: &[f32], y: &mut [f32]) {
+    pub(in crate::ops::native) fn forward<E: Element>(&mut self, joined: &[E], y: &mut [E]) {
         let Self { tokens, heads, channels, .. } = *self;
+        let image = tokens * channels;
         let mut log_sums = std::mem::take(&mut self.log_sums);
-        let images =
-            y.par_chunks_mut(tokens * channels).zip(joined.par_chunks(3 * tokens * channels));
+        let images = y.par_chunks_mut(image).zip(joined.par_chunks(3 * image));
         images.zip(log_sums.par_chunks_mut(heads * tokens)).for_each(|((y, joined), log_sums)| {
-            with_scratch(&SCORES, tokens * tokens + self.panel_len(), |scratch| {
-                let (scores, panel) = scratch.split_at_mut(tokens * tokens);
-                for (head, log_sums) in log_sums.chunks_exact_mut(tokens).enumerate() {
-                    self.scores(joined, head, scores, panel);
-                    simd::softmax(self.isa, scores, tokens, self.scale(), log_sums);
-                    let of_head = self.head_channels();
-                    let y = &mut y[head * of_head..];
-                    let y = MatrixMut::strided(y, tokens, of_head, channels);
-                    let shares = Matrix::new(scores, tokens, tokens);
-                    multiply(self.isa, y, shares, self.part(joined, 2, head), panel);
-                }
+            let floats = [3 * image, image].map(E::scratch_len);
+            let length = tokens * tokens + self.panel_len();
+            with_scratch(&SCORES, length + floats.iter().sum::<usize>(), |scratch| {
+                let (for_joined, rest) = scratch.split_at_mut(floats[0]);
+                let (for_y, rest) = rest.split_at_mut(floats[1]);
+                let scratch = rest.split_at_mut(tokens * tokens);
+                let joined = E::floats(joined, for_joined);
+                self.attend(joined, E::floats_mut(y, for_y), log_sums, scratch);
+                E::put_back(y, for_y);
             });
         });
         self.log_sums = log_sums;
+    }
+
+    /// One image's.
+    fn attend(
+        &self,
+        joined: &[f32],
+        y: &mut [f32],
+        log_sums: &mut [f32],
+        (scores, panel): (&mut [f32], &mut [f32]),
+    ) {
+        let (tokens, of_head) = (self.tokens, self.head_channels());
+        for (head, log_sums) in log_sums.chunks_exact_mut(tokens).enumerate() {
+            self.scores(joined, head, scores, panel);
+            simd::softmax(self.isa, scores, tokens, self.scale(), log_sums);
+            let y = &mut y[head * of_head..];
+            let y = MatrixMut::strided(y, tokens, of_head, self.channels);
+            let shares = Matrix::new(scores, tokens, tokens);
+            multiply(self.isa, y, shares, self.part(joined, 2, head), panel);
+        }
     }
 
     /// `Q K^T [T, T]` of a head.
@@ -98,20 +116,33 @@ impl Attention {
     }
 
     /// The gradient `djoined [N, T, 3 D]` of the `joined` of the last forward pass.
-    pub(in crate::ops::native) fn backward(&self, joined: &[f32], dy: &[f32], djoined: &mut [f32]) {
+    pub(in crate::ops::native) fn backward<E: Element>(
+        &self,
+        joined: &[E],
+        dy: &[E],
+        djoined: &mut [E],
+    ) {
         let Self { tokens, heads, channels, .. } = *self;
-        let images = djoined.par_chunks_mut(3 * tokens * channels);
-        let images = images.zip(joined.par_chunks(3 * tokens * channels));
-        let images = images.zip(dy.par_chunks(tokens * channels));
+        let image = tokens * channels;
+        let images = djoined.par_chunks_mut(3 * image).zip(joined.par_chunks(3 * image));
+        let images = images.zip(dy.par_chunks(image));
         images.zip(self.log_sums.par_chunks(heads * tokens)).for_each(
             |(((djoined, joined), dy), log_sums)| {
-                with_scratch(&SCORES, 2 * tokens * tokens + self.panel_len(), |scratch| {
-                    let (shares, rest) = scratch.split_at_mut(tokens * tokens);
+                let floats = [3 * image, 3 * image, image].map(E::scratch_len);
+                let length = 2 * tokens * tokens + self.panel_len();
+                with_scratch(&SCORES, length + floats.iter().sum::<usize>(), |scratch| {
+                    let (for_joined, rest) = scratch.split_at_mut(floats[0]);
+                    let (for_djoined, rest) = rest.split_at_mut(floats[1]);
+                    let (for_dy, rest) = rest.split_at_mut(floats[2]);
+                    let (shares, rest) = rest.split_at_mut(tokens * tokens);
                     let (gradient, panel) = rest.split_at_mut(tokens * tokens);
+                    let (joined, dy) = (E::floats(joined, for_joined), E::floats(dy, for_dy));
+                    let pulled = E::floats_mut(djoined, for_djoined);
                     for (head, log_sums) in log_sums.chunks_exact(tokens).enumerate() {
                         let scratch = [&mut *shares, &mut *gradient, &mut *panel];
-                        self.pull_head(joined, dy, djoined, (head, log_sums), scratch);
+                        self.pull_head(joined, dy, pulled, (head, log_sums), scratch);
                     }
+                    E::put_back(djoined, for_djoined);
                 });
             },
         );

@@ -1,5 +1,6 @@
 //! Where a pixel is, as sines and cosines.
 
+use crate::ops::element::Element;
 use crate::ops::native::sums::Sums;
 use crate::ops::positions;
 use rayon::prelude::*;
@@ -22,21 +23,21 @@ impl Positions {
     }
 
     /// `y = x + bias + position`.
-    pub(in crate::ops::native) fn forward(&self, bias: &[f32], x: &[f32], y: &mut [f32]) {
+    pub(in crate::ops::native) fn forward<E: Element>(&self, bias: &[f32], x: &[E], y: &mut [E]) {
         let images = y.par_chunks_mut(self.table.len()).zip(x.par_chunks(self.table.len()));
         images.for_each(|(y, x)| {
             let table = self.table.chunks_exact(self.channels);
             let pixels = y.chunks_exact_mut(self.channels).zip(x.chunks_exact(self.channels));
             for ((y, x), place) in pixels.zip(table) {
-                for ((y, &x), (&place, &bias)) in y.iter_mut().zip(x).zip(place.iter().zip(bias)) {
-                    *y = x + (place + bias);
+                for ((y, x), (&place, &bias)) in y.iter_mut().zip(x).zip(place.iter().zip(bias)) {
+                    *y = E::narrow(x.widen() + (place + bias));
                 }
             }
         });
     }
 
     /// The gradient of the bias; that of the images is `dy` itself.
-    pub(in crate::ops::native) fn backward(&mut self, dy: &[f32], dbias: &mut [f32]) {
+    pub(in crate::ops::native) fn backward<E: Element>(&mut self, dy: &[E], dbias: &mut [f32]) {
         self.sums.add_rows(dy, self.channels);
         let totals = dbias.iter_mut().zip(&self.sums.first);
         totals.for_each(|(gradient, &sum)| *gradient = sum as f32);
