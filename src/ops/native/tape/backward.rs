@@ -117,24 +117,26 @@ impl<E: Stored> Recording<E> {
                 self.buffers.take_back(dy);
                 self.add_gradient(index, input, dx);
             }
-            (&Op::FirstPixel { input }, _) => {
-                let size = self.sizes[input.0];
-                let mut dx = self.buffers.lend(size.len());
-                tokens::pull_first_pixel(&dy, size.pixels(), size.channels, &mut dx);
-                self.buffers.take_back(dy);
-                self.add_gradient(index, input, dx);
-            }
             (&Op::MaxPool { input }, _) => self.pull_maximum(index, input, dy),
-            (&Op::GlobalAveragePool { input }, _) => {
-                let size = self.sizes[input.0];
-                let mut dx = self.buffers.lend(size.len());
-                pool::backward_average(&dy, size.pixels(), size.channels, &mut dx);
-                self.buffers.take_back(dy);
-                self.add_gradient(index, input, dx);
+            (&(Op::GlobalAveragePool { input } | Op::FirstPixel { input }), _) => {
+                self.pull_pixels(&op, index, input, dy);
             }
             _ => bail!("operation {index} was laid out as another"),
         }
         Ok(())
+    }
+
+    /// That of the mean of an image's pixels, or of the first one.
+    fn pull_pixels(&mut self, op: &Op, index: usize, input: Value, dy: Vec<E>) {
+        let size = self.sizes[input.0];
+        let mut dx = self.buffers.lend(size.len());
+        if let Op::FirstPixel { .. } = op {
+            tokens::pull_first_pixel(&dy, size.pixels(), size.channels, &mut dx);
+        } else {
+            pool::backward_average(&dy, size.pixels(), size.channels, &mut dx);
+        }
+        self.buffers.take_back(dy);
+        self.add_gradient(index, input, dx);
     }
 
     fn pull_maximum(&mut self, index: usize, input: Value, dy: Vec<E>) {
@@ -180,7 +182,8 @@ impl<E: Stored> Recording<E> {
             tail.factor = Some(&*self.values[normalised]);
             sums = before[maker].norm_sums();
         }
-        product.pull(params.weight(weight), &mut self.packed, dy, &mut dx, tail, sums);
+        let weight = (params.weight(weight), &mut self.packed[..]);
+        product.pull(weight, dy, &mut dx, tail, sums);
         self.gradients[input] = Some(dx);
         Ok(())
     }

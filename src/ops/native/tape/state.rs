@@ -131,8 +131,7 @@ impl<E: Stored> Product<E> {
     /// wants.
     pub(super) fn pull(
         &self,
-        weight: &[f32],
-        packed: &mut [E::Word],
+        (weight, packed): (&[f32], &mut [E::Word]),
         dy: &[E],
         dx: &mut [E],
         tail: Tail<'_, E>,
