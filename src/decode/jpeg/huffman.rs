@@ -13,7 +13,7 @@ impl Symbol {
 
     fn new(code_bits: u32, value: u8) -> Self {
         let (run, size) = (u32::from(value >> 4), u32::from(value & 15));
-        Self(code_bits + size | code_bits << 8 | size << 16 | run << 24)
+        Self((code_bits + size) | (code_bits << 8) | (size << 16) | (run << 24))
     }
 
     /// Length of code and number together.
@@ -24,12 +24,12 @@ impl Symbol {
 
     #[inline(always)]
     fn code_bits(self) -> u32 {
-        self.0 >> 8 & 0xff
+        (self.0 >> 8) & 0xff
     }
 
     #[inline(always)]
     fn size(self) -> u32 {
-        self.0 >> 16 & 0xff
+        (self.0 >> 16) & 0xff
     }
 
     #[inline(always)]
@@ -239,13 +239,13 @@ mod tests {
     fn write(bits: &mut Vec<u8>, index: usize, number: i32, size: u32) {
         bits.extend(std::iter::repeat_n(1, index).chain([0]));
         let number = if number < 0 { number + (1 << size) - 1 } else { number };
-        bits.extend((0..size).rev().map(|bit| (number >> bit & 1) as u8));
+        bits.extend((0..size).rev().map(|bit| ((number >> bit) & 1) as u8));
     }
 
     /// Bytes of `bits`, ones to fill the last.
     fn pack(mut bits: Vec<u8>) -> Vec<u8> {
         bits.resize(bits.len().next_multiple_of(8), 1);
-        bits.chunks(8).map(|byte| byte.iter().fold(0, |sum, bit| sum << 1 | bit)).collect()
+        bits.chunks(8).map(|byte| byte.iter().fold(0, |sum, bit| (sum << 1) | bit)).collect()
     }
 
     proptest! {

@@ -92,6 +92,7 @@ at_every_level! {
 
 /// [`show`] for one pair of sides; what lies beyond the `side` lowest frequencies is zero.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "counted loops over arrays unroll")]
 fn show_as<const H: usize, const W: usize>(
     block: &[i32; 64],
     side: usize,
