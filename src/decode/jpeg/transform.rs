@@ -92,7 +92,6 @@ at_every_level! {
 
 /// [`show`] for one pair of sides; what lies beyond the `side` lowest frequencies is zero.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "counted loops over arrays unroll")]
 fn show_as<const H: usize, const W: usize>(
     block: &[i32; 64],
     side: usize,
@@ -140,7 +139,6 @@ fn show_as<const H: usize, const W: usize>(
 
 /// `sums += row * factor`. Numbers of a corrupt file may wrap.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "counted loops over arrays unroll")]
 fn add_product<const N: usize>(sums: &mut [i32; N], row: &[i32; N], factor: i32) {
     for x in 0..N {
         sums[x] = sums[x].wrapping_add(row[x].wrapping_mul(factor));
