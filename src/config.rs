@@ -72,9 +72,6 @@ pub struct Run {
     pub precision: device::Precision,
     /// Threads that compute steps; 0 is one for each core.
     pub learner_threads: usize,
-    /// How far the threads that learn and make views give way to those that answer queries, and to
-    /// other programs: 0 not at all, 19 to nearly everything. On Linux alone.
-    pub learner_niceness: u8,
     /// Threads that decode arriving images.
     pub decode_threads: usize,
     /// Threads that make views.
@@ -104,7 +101,6 @@ impl Default for Run {
             instructions: device::Instructions::default(),
             precision: device::Precision::default(),
             learner_threads: 0,
-            learner_niceness: 0,
             decode_threads: 1,
             view_threads: 1,
             log: LogForm::default(),
@@ -119,7 +115,6 @@ impl Run {
             within(key, value, least..=1024, &format!("from {least} to 1024"))
         };
         threads("run.learner_threads", self.learner_threads, 0)?;
-        within("run.learner_niceness", self.learner_niceness, 0..=19, "from 0 to 19")?;
         threads("run.decode_threads", self.decode_threads, 1)?;
         threads("run.view_threads", self.view_threads, 1)
     }
@@ -351,7 +346,6 @@ mod tests {
     fn every_value_out_of_range_is_refused_by_name() {
         let cases = [
             ("run.learner_threads", "2000", "from 0 to 1024"),
-            ("run.learner_niceness", "20", "from 0 to 19"),
             ("run.decode_threads", "0", "from 1 to 1024"),
             ("run.view_threads", "0", "from 1 to 1024"),
             ("kafka.brokers", "\"\"", "host:port"),

@@ -34,7 +34,6 @@ pub mod evaluate;
 
 pub mod device;
 pub mod metrics;
-pub mod priority;
 pub mod shutdown;
 
 pub mod config;

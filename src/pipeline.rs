@@ -10,7 +10,6 @@ use crate::learner::trainer::{Recipe, Trainer};
 use crate::learner::{
     self, Inputs, Learner, Limits, Observer, Refuse, Settings, Summary, Vitals, beginning,
 };
-use crate::priority;
 use crate::replay::Policy;
 use crate::server::{self, Server};
 use crate::sink::dead_letter::DeadLetters;
@@ -27,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::error;
 
 /// The most records that a decoder may hold before its work, and again after it; a guess that
 /// bounds them at some 400 MB of pixels.
@@ -183,16 +182,9 @@ fn start_learner(
     limits: Limits,
     inputs: Inputs,
 ) -> Result<oneshot::Receiver<Result<Summary>>> {
-    let niceness = config.run.learner_niceness;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(config.run.learner_threads)
         .thread_name(|index| format!("learner-{index}"))
-        .start_handler(move |_| {
-            // The view workers are started by a thread of this pool, and give way as it does.
-            if let Err(error) = priority::give_way(niceness) {
-                warn!(%error, niceness, "run.learner_niceness has no effect");
-            }
-        })
         .build()
         .context("starting the learner's threads")?;
     let learner = pool.install(|| open_learner(config, limits, inputs))?;

@@ -77,11 +77,7 @@ pub(super) fn prepare(
     preprocess: &Preprocess,
 ) -> Result<Vec<f32>, Refusal> {
     let (bytes, media_type) = payload.open()?;
-    // The plain view is resized from the shorter side.
-    let shorter_px = u32::try_from(preprocess.side_px).unwrap_or(u32::MAX);
-    let enough = Some(decode::Enough { shorter_px, pixels: 0 });
-    let config = decode::Config { enough, ..config.clone() };
-    let pixels = decode::decode(&bytes, media_type, &config)?;
+    let pixels = decode::decode(&bytes, media_type, config)?;
     let mut view = vec![0.0; preprocess.side_px * preprocess.side_px * 3];
     plain_view(&pixels, preprocess, &mut view);
     Ok(view)
