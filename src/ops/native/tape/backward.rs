@@ -101,21 +101,9 @@ impl Tape {
                 self.add_gradient(index, input, dy);
             }
             (&Op::Tokens { input, positions }, _) => {
-                let size = self.sizes[input.0];
-                let mut dx = self.lend(size.len());
-                let (dx_values, places) = (&mut dx[..size.len()], &mut gradient[of(positions)]);
-                tokens::pull_token(&dy[..output], size.channels, places, dx_values);
-                self.spare.push(dy);
-                self.add_gradient(index, input, dx);
+                self.pull_tokens(index, input, dy, &mut gradient[of(positions)]);
             }
-            (&Op::FirstPixel { input }, _) => {
-                let size = self.sizes[input.0];
-                let mut dx = self.lend(size.len());
-                let (pixels, dx_values) = (size.pixels(), &mut dx[..size.len()]);
-                tokens::pull_first_pixel(&dy[..output], pixels, size.channels, dx_values);
-                self.spare.push(dy);
-                self.add_gradient(index, input, dx);
-            }
+            (&Op::FirstPixel { input }, _) => self.pull_first_pixel(index, input, dy),
             (&Op::MaxPool { input }, _) => self.pull_maximum(index, input, dy),
             (&Op::GlobalAveragePool { input }, _) => {
                 let size = self.sizes[input.0];
@@ -128,6 +116,25 @@ impl Tape {
             _ => bail!("operation {index} was laid out as another"),
         }
         Ok(())
+    }
+
+    fn pull_tokens(&mut self, index: usize, input: Value, dy: Vec<f32>, places: &mut [f32]) {
+        let size = self.sizes[input.0];
+        let output = self.sizes[index + 1].len();
+        let mut dx = self.lend(size.len());
+        tokens::pull_token(&dy[..output], size.channels, places, &mut dx[..size.len()]);
+        self.spare.push(dy);
+        self.add_gradient(index, input, dx);
+    }
+
+    fn pull_first_pixel(&mut self, index: usize, input: Value, dy: Vec<f32>) {
+        let size = self.sizes[input.0];
+        let (pixels, output) = (size.pixels(), self.sizes[index + 1].len());
+        let mut dx = self.lend(size.len());
+        let dx_values = &mut dx[..size.len()];
+        tokens::pull_first_pixel(&dy[..output], pixels, size.channels, dx_values);
+        self.spare.push(dy);
+        self.add_gradient(index, input, dx);
     }
 
     fn pull_maximum(&mut self, index: usize, input: Value, dy: Vec<f32>) {
