@@ -7,7 +7,7 @@
 //! the tests.
 
 use super::update::{AdamW, Sgd};
-use crate::isa::{Isa, at_every_level};
+use crate::isa::at_every_level;
 
 pub(crate) mod tokens;
 
@@ -237,6 +237,7 @@ at_every_level! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::Isa;
     use proptest::prelude::*;
 
     /// Values of either sign with zeros and infinities among them.
