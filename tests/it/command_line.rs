@@ -56,6 +56,16 @@ fn an_unknown_librdkafka_property_ends_the_run_with_its_name() {
     assert!(message.contains("no.such.property"), "{message}");
 }
 
+/// Every image told by what is the same image.
+fn assert_predictions(lines: &str, n_images: usize) {
+    assert_eq!(lines.lines().count(), n_images);
+    for line in lines.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["image"].as_str().unwrap().starts_with(line["class"].as_str().unwrap()));
+        assert!(line["knn"] == line["class"] && line["linear"].is_string());
+    }
+}
+
 #[test]
 fn a_fixed_folder_is_learned_and_its_snapshot_embeds_and_evaluates() {
     let dir = tempfile::tempdir().unwrap();
@@ -120,13 +130,7 @@ fn a_fixed_folder_is_learned_and_its_snapshot_embeds_and_evaluates() {
     let names = report["floors"].as_array().unwrap().iter().map(|floor| &floor["name"]);
     assert!(names.eq(["pixels", "untrained"]));
     assert_eq!(report["supervised"]["steps"], 2);
-    let predictions = std::fs::read_to_string(predictions).unwrap();
-    assert_eq!(predictions.lines().count(), 60);
-    for line in predictions.lines() {
-        let line: serde_json::Value = serde_json::from_str(line).unwrap();
-        assert!(line["image"].as_str().unwrap().starts_with(line["class"].as_str().unwrap()));
-        assert!(line["knn"] == line["class"] && line["linear"].is_string());
-    }
+    assert_predictions(&std::fs::read_to_string(predictions).unwrap(), 60);
     let moments = report["over_time"].as_array().unwrap();
     assert_eq!(moments.last().unwrap()["version"], report["version"]);
     // The history that `run` kept beside the snapshots is on the page.

@@ -192,20 +192,19 @@ mod tests {
         assert_eq!(a, b);
     }
 
+    /// A backbone alone, in f32.
+    fn plain<'a>(plan: &'a Plan, optimizer: &'a optimizer::Config) -> Spec<'a> {
+        let precision = Precision::F32;
+        Spec { plan, optimizer, shadows: &[], seed: 3, precision, init: None }
+    }
+
     /// Views of two sides: the gradients add up, and host and tensors agree.
     #[test]
     fn passes_over_two_sides_take_one_step_together() {
         let plan = Architecture::SlimResnet.plan();
         let config =
             optimizer::Config::Sgd { momentum: 0.0, weight_decay: 0.0, max_gradient_norm: None };
-        let spec = Spec {
-            plan: &plan,
-            optimizer: &config,
-            shadows: &[],
-            seed: 3,
-            precision: Precision::F32,
-            init: None,
-        };
+        let spec = plain(&plan, &config);
         let noise = |n: usize| (0..n).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let (large, small): (Vec<f32>, Vec<f32>) = (noise(6 * 768), noise(4 * 192));
         let pull = |n: usize| {
