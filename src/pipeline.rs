@@ -254,8 +254,8 @@ fn open_trainer(config: &Config) -> Result<Trainer> {
         init: init.transpose()?.as_ref(),
     })?;
     if let Some(side_px) = architecture.only_side_px() {
-        let sides = trainer.view_groups().into_iter().filter_map(|group| group.side_px);
-        for other in sides.filter(|side| *side != side_px) {
+        let mut sides = trainer.view_groups().into_iter().filter_map(|group| group.side_px);
+        if let Some(other) = sides.find(|side| *side != side_px) {
             bail!("{architecture} takes views of {side_px} px, [objective] has some of {other} px");
         }
     }

@@ -424,7 +424,8 @@ mod tests {
             for step in 0..STEPS {
                 let ids: Vec<u64> =
                     (0..N_IMAGES as u64).map(|i| i + 8 * (step as u64 % 4)).collect();
-                losses.push(trainer.step(views(&trainer, step, &ids), &ids).unwrap().loss);
+                let report = trainer.step(views(&trainer, step, &ids), &ids, None).unwrap();
+                losses.push(report.loss);
             }
             let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
             let (first, last) = (mean(&losses[..10]), mean(&losses[STEPS - 20..]));
