@@ -101,8 +101,10 @@ impl Alignment {
     /// Features of another length than the predictor was made for.
     pub(super) fn loss(&self, features: &Tensor, past: Option<&Tensor>) -> Result<Tensor> {
         let Some(past) = past else {
-            // The predictor has a gradient in every step, of zeros here.
-            return self.head.apply(&self.predictor, &features.detach())?.sum_all()? * 0.0;
+            // The predictor has a gradient in every step, of zeros here. A product with a number that
+            // is 0 would have none.
+            let sum = self.head.apply(&self.predictor, &features.detach())?.sum_all()?;
+            return sum.mul(&sum.detach().zeros_like()?);
         };
         let predicted = self.head.apply(&self.predictor, features)?; // [M, D]
         distance(&predicted, past)? * self.config.weight

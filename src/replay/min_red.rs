@@ -89,8 +89,9 @@ impl MinRed {
         let moved = self.nearest.len();
         for nearest in &mut self.nearest {
             if nearest.place == place {
-                // At least as far as it was: the true neighbour is found when it matters.
-                nearest.is_stale = true;
+                // At least as far as it was: the true neighbour is found when it matters. Until then
+                // the place says nothing, but is one that there is.
+                *nearest = Nearest { place: 0, is_stale: true, ..*nearest };
             } else if nearest.place == moved {
                 nearest.place = place;
             }
