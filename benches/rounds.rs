@@ -10,7 +10,7 @@
 use selfstream::augment::{self, Augmenter, Preprocess, ViewGroup, view_rng};
 use selfstream::decode;
 use selfstream::encoder::{Architecture, HostParams};
-use selfstream::ops::native::{Served, Tape};
+use selfstream::ops::native::{Precision, Served, Tape};
 use selfstream::ops::update::{Sgd, sgd};
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
@@ -29,9 +29,14 @@ fn noise(length: usize) -> Vec<f32> {
 /// One kind of work, set up; called once a round.
 type Round = Box<dyn FnMut() + Send>;
 
-fn train(architecture: Architecture, mut params: HostParams, n_images: usize) -> Round {
+fn train(
+    precision: Precision,
+    architecture: Architecture,
+    mut params: HostParams,
+    n_images: usize,
+) -> Round {
     let plan = architecture.plan();
-    let mut tape = Tape::new(&plan, n_images, SIDE_PX).expect("the plan fits");
+    let mut tape = Tape::storing(precision, &plan, n_images, SIDE_PX).expect("the plan fits");
     let mut gradient = vec![0.0; params.values.len()];
     let mut velocity = vec![0.0; params.values.len()];
     let (images, pull) =
@@ -65,12 +70,12 @@ fn status_kib(name: &str) -> f64 {
 }
 
 /// The peak of three training steps over what the loaded process holds.
-fn memory_kib(architecture: Architecture, n_images: usize) -> f64 {
+fn memory_kib(precision: Precision, architecture: Architecture, n_images: usize) -> f64 {
     let params = params(architecture);
     let held = status_kib("VmRSS");
     // Forgets the peak so far: proc_pid_clear_refs(5).
     std::fs::write("/proc/self/clear_refs", "5").expect("Linux");
-    let mut step = train(architecture, params, n_images);
+    let mut step = train(precision, architecture, params, n_images);
     (0..3).for_each(|_| step());
     status_kib("VmHWM") - held
 }
@@ -99,11 +104,6 @@ fn views(path: &str, side_px: usize, is_decoded_anew: bool) -> Round {
     })
 }
 
-/// Training steps in bf16: where they are built in, this is the place to make one.
-fn train_in_bf16(_: Architecture, _: usize) -> Option<Round> {
-    None
-}
-
 /// The round that `line` asks for, in the pool of its threads; `None` if it is not available.
 fn prepare(line: &str) -> Option<(rayon::ThreadPool, Round)> {
     let words: Vec<&str> = line.split_whitespace().collect();
@@ -115,9 +115,11 @@ fn prepare(line: &str) -> Option<(rayon::ThreadPool, Round)> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let architecture = || subject.parse().expect("an encoder's name");
     let round = match (work, precision) {
-        ("train", ["bf16"]) => train_in_bf16(architecture(), number)?,
+        ("train", ["bf16"]) => {
+            train(Precision::Bf16, architecture(), params(architecture()), number)
+        }
         (_, ["bf16"]) => return None,
-        ("train", _) => train(architecture(), params(architecture()), number),
+        ("train", _) => train(Precision::F32, architecture(), params(architecture()), number),
         ("embed", _) => embed(architecture(), number),
         ("views", _) => views(subject, number, false),
         ("decode-views", _) => views(subject, number, true),
@@ -131,7 +133,9 @@ fn answer(line: &str, rounds: &mut HashMap<String, Option<(rayon::ThreadPool, Ro
     if let Some(of) = line.strip_prefix("memory ") {
         let words: Vec<&str> = of.split_whitespace().collect();
         let architecture = words[0].parse().expect("an encoder's name");
-        return memory_kib(architecture, words[1].parse().expect("a number of images")).to_string();
+        let n_images = words[1].parse().expect("a number of images");
+        let precision = if words[2..] == ["bf16"] { Precision::Bf16 } else { Precision::F32 };
+        return memory_kib(precision, architecture, n_images).to_string();
     }
     match rounds.entry(line.to_owned()).or_insert_with(|| prepare(line)) {
         Some((pool, round)) => {
