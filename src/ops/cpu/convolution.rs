@@ -8,9 +8,8 @@
 //! y  = columns w            dw = columns^T dy            dcolumns = dy w^T
 //! ```
 //!
-//! Columns are made for a few pixels at a time, so that they are multiplied while still in the
-//! second-level cache. With stride 1 the gradient of the images is itself a convolution, of `dy`
-//! with the weight turned round, which saves adding columns back.
+//! Columns are made for few pixels at a time, to be multiplied while in the second-level cache. With
+//! stride 1 the gradient of the images is itself a convolution, of `dy` with the weight turned round.
 
 use crate::ops::element::Element;
 use crate::ops::matrix::{Matrix, MatrixMut};
