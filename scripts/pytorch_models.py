@@ -1,4 +1,4 @@
-"""The encoders of this project in PyTorch, for bench-vs-pytorch: same shapes, random weights."""
+"""The encoders of this project in PyTorch, for bench-vs-pytorch and bench-learning: same shapes, random weights."""
 
 import torch
 from torch import nn

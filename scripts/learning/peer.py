@@ -11,8 +11,10 @@ import copy
 import io
 import json
 import math
+import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from lightly.models.utils import update_momentum
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pytorch_models import WIDTHS, Encoder  # noqa: E402 (lies one folder up)
 
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
 DEVIATION = torch.tensor([0.247, 0.243, 0.261]).view(1, 3, 1, 1)
@@ -85,38 +90,6 @@ def view(x):
     return (x - MEAN) / DEVIATION
 
 
-class Block(nn.Module):
-    def __init__(self, channels, width, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.shortcut = nn.Identity()
-        if stride != 1 or channels != width:
-            convolution = nn.Conv2d(channels, width, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(width))
-
-    def forward(self, x):
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
-
-
-class Encoder(nn.Module):
-    def __init__(self, widths=(32, 64, 128, 256)):
-        super().__init__()
-        layers = [nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
-        channels = widths[0]
-        for stage, width in enumerate(widths):
-            for block in range(2):
-                layers.append(Block(channels, width, 2 if stage and not block else 1))
-                channels = width
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x):
-        return self.layers(x).mean((2, 3))
-
-
 def head(inputs, hidden=512, outputs=128):
     return nn.Sequential(nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
                          nn.Linear(hidden, outputs))
@@ -128,7 +101,7 @@ class Method(nn.Module):
     def __init__(self, name):
         super().__init__()
         self.name = name
-        self.encoder = Encoder().to(memory_format=torch.channels_last)
+        self.encoder = Encoder(WIDTHS["slim-resnet"]).to(memory_format=torch.channels_last)
         self.projector, self.predictor = head(256), head(128)
         self.target = copy.deepcopy(nn.ModuleList([self.encoder, self.projector]))
         queue = (4096, 128) if name == "moco" else 0
