@@ -159,14 +159,7 @@ mod tests {
     fn host_and_tensors_take_the_same_steps() {
         let plan = Architecture::SlimResnet.plan();
         let config = optimizer::Config::default();
-        let spec = Spec {
-            plan: &plan,
-            optimizer: &config,
-            shadows: &[Shadow::Target],
-            seed: 3,
-            precision: Precision::F32,
-            init: None,
-        };
+        let spec = spec_with(&plan, &config, &[Shadow::Target]);
         let mut host = host::Host::new(&spec).unwrap();
         let mut tensors = tensors::Tensors::new(&spec, &under_test()).unwrap();
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
@@ -192,10 +185,13 @@ mod tests {
         assert_eq!(a, b);
     }
 
-    /// A backbone alone, in f32.
-    fn plain<'a>(plan: &'a Plan, optimizer: &'a optimizer::Config) -> Spec<'a> {
-        let precision = Precision::F32;
-        Spec { plan, optimizer, shadows: &[], seed: 3, precision, init: None }
+    /// A backbone in f32 with the copies that are asked for.
+    fn spec_with<'a>(
+        plan: &'a Plan,
+        optimizer: &'a optimizer::Config,
+        shadows: &'a [Shadow],
+    ) -> Spec<'a> {
+        Spec { plan, optimizer, shadows, seed: 3, precision: Precision::F32, init: None }
     }
 
     /// Views of two sides: the gradients add up, and host and tensors agree.
@@ -204,7 +200,7 @@ mod tests {
         let plan = Architecture::SlimResnet.plan();
         let config =
             optimizer::Config::Sgd { momentum: 0.0, weight_decay: 0.0, max_gradient_norm: None };
-        let spec = plain(&plan, &config);
+        let spec = spec_with(&plan, &config, &[]);
         let noise = |n: usize| (0..n).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let (large, small): (Vec<f32>, Vec<f32>) = (noise(6 * 768), noise(4 * 192));
         let pull = |n: usize| {
@@ -278,14 +274,7 @@ mod tests {
     fn a_target_pass_is_the_averages_and_leaves_everything_as_it_was() {
         let plan = Architecture::SlimResnet.plan();
         let config = optimizer::Config::default();
-        let spec = Spec {
-            plan: &plan,
-            optimizer: &config,
-            shadows: &[Shadow::Target],
-            seed: 3,
-            precision: Precision::F32,
-            init: None,
-        };
+        let spec = spec_with(&plan, &config, &[Shadow::Target]);
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let half = views[..3 * 768].to_vec();
         let values = |features: Tensor| features.to_vec2::<f32>().unwrap();
@@ -356,14 +345,7 @@ mod tests {
         let plan = Architecture::SlimResnet.plan();
         let text = "kind = \"sgd\"\nweight_decay = 0.0";
         let config: optimizer::Config = toml::from_str(text).unwrap();
-        let spec = Spec {
-            plan: &plan,
-            optimizer: &config,
-            shadows: &[],
-            seed: 3,
-            precision: Precision::F32,
-            init: None,
-        };
+        let spec = spec_with(&plan, &config, &[]);
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let pull: Vec<f32> = (0..6 * 256).map(|i| ((i * 31) % 17) as f32 / 17.0 - 0.5).collect();
         let mut norms = vec![];
@@ -399,14 +381,7 @@ mod tests {
     fn a_served_average_has_moments_of_its_own_and_moves_nothing() {
         let plan = Architecture::SlimResnet.plan();
         let config = optimizer::Config::default();
-        let spec = Spec {
-            plan: &plan,
-            optimizer: &config,
-            shadows: &[Shadow::Served],
-            seed: 3,
-            precision: Precision::F32,
-            init: None,
-        };
+        let spec = spec_with(&plan, &config, &[Shadow::Served]);
         let views: Vec<f32> = (0..6 * 768).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
         let mut found = vec![];
         let mut host = host::Host::new(&spec).unwrap();
