@@ -93,43 +93,68 @@ fn join_few<E: Stored>(first: &[E], second: Option<&[E]>, to: &mut [E::Word]) {
     }
 }
 
-/// Copies the gradients of block `index` of a chunk together: `[bundles, rows, W', block]`, or
-/// `[rows, W', bundles, block]` where images are narrow; zero past the last output.
+/// Copies the gradients of as many blocks of a chunk as `panels` has room for, from block `first` on,
+/// each together: `[blocks, bundles, rows, W', block]`, or `[blocks, rows, W', bundles, block]` where
+/// images are narrow; zero past the last output.
 pub(super) fn fill<E: Stored>(
     shape: &Shape,
     dy: &[E],
     chunk: &Chunk,
-    index: usize,
-    panel: &mut [E::Word],
+    first: usize,
+    panels: &mut [E::Word],
 ) {
-    let [height, width] = shape.output_sides;
-    let (block, outputs) = (shape.isa.block(), shape.outputs);
-    let columns = block.min(outputs - index * block);
+    // A length that is known makes a copy a few instructions.
+    match shape.isa.block() {
+        8 => fill_blocks::<E, 8>(shape, dy, chunk, first, panels),
+        16 => fill_blocks::<E, 16>(shape, dy, chunk, first, panels),
+        32 => fill_blocks::<E, 32>(shape, dy, chunk, first, panels),
+        block => unreachable!("no panel of {block} columns is compiled"),
+    }
+}
+
+/// [`fill`] for blocks of `BLOCK` outputs.
+fn fill_blocks<E: Stored, const BLOCK: usize>(
+    shape: &Shape,
+    dy: &[E],
+    chunk: &Chunk,
+    first_block: usize,
+    panels: &mut [E::Word],
+) {
+    let ([height, width], outputs) = (shape.output_sides, shape.outputs);
     let pixels = chunk.rows.start * width..chunk.rows.end * width;
     let (bundle_step, pixel_step) =
         if shape.is_narrow() { (1, chunk.bundles.len()) } else { (pixels.len(), 1) };
+    let panel_len = chunk.bundles.len() * pixels.len();
+    let (panels, _) = panels.as_chunks_mut::<BLOCK>();
+    let first_output = first_block * BLOCK;
+    let end = outputs.min(first_output + panels.len() / panel_len * BLOCK);
     for (nth_bundle, bundle) in chunk.bundles.clone().enumerate() {
-        let first = bundle * E::PER_WORD;
-        let second = (E::PER_WORD > 1 && first + 1 < shape.images).then_some(first + 1);
+        let image = bundle * E::PER_WORD;
+        let next = (E::PER_WORD > 1 && image + 1 < shape.images).then_some(image + 1);
         for (nth_pixel, pixel) in pixels.clone().enumerate() {
             let from = |image: usize| {
-                &dy[(image * height * width + pixel) * outputs + index * block..][..columns]
+                let row = &dy[(image * height * width + pixel) * outputs..];
+                &row[first_output..end]
             };
+            let (first, second) = (from(image), next.map(from));
             let place = nth_bundle * bundle_step + nth_pixel * pixel_step;
-            let to = &mut panel[place * block..][..block];
-            // A length that is known makes the copy a few instructions.
-            if columns == block {
-                join_rows(shape.isa, from(first), second.map(from), to);
-            } else {
-                join_rows(shape.isa, from(first), second.map(from), &mut to[..columns]);
-                to[columns..].fill(E::Word::default());
+            for (nth, to) in panels[place..].iter_mut().step_by(panel_len).enumerate() {
+                let columns = nth * BLOCK..first.len().min((nth + 1) * BLOCK);
+                let (first, second) = (&first[columns.clone()], second.map(|s| &s[columns]));
+                if first.len() == BLOCK {
+                    join_rows(shape.isa, &first[..BLOCK], second.map(|s| &s[..BLOCK]), to);
+                } else {
+                    let (row, past) = to.split_at_mut(first.len());
+                    join_rows(shape.isa, first, second, row);
+                    past.fill(E::Word::default());
+                }
             }
         }
     }
 }
 
 /// Joins rows of two images, or of one and zeros, or copies the one where it is words already.
-#[inline]
+#[inline(always)]
 fn join_rows<E: Stored>(isa: Isa, first: &[E], second: Option<&[E]>, to: &mut [E::Word]) {
     match second {
         Some(second) => E::join_all(isa, first, second, to),

@@ -121,12 +121,16 @@ impl Shape {
 
     /// Partial sums over pixels, and groups of blocks: what the work is split by.
     pub(super) fn split(&self) -> [usize; 2] {
-        // Each group packs a matrix's rows anew, which pays for many blocks only.
-        let (partial_floats, group_blocks) =
-            if self.is_matrix() { (4 * PARTIAL_FLOATS, 16) } else { (PARTIAL_FLOATS, 1) };
-        let parts = (partial_floats / self.partial_len().max(1)).clamp(1, TASKS);
+        // Each group packs a matrix's rows anew, which pays for many blocks only; and a matrix has few
+        // products for each sum, so that fewer parts are cheaper to add up.
+        let (partial_floats, tasks, group_blocks) = if self.is_matrix() {
+            (2 * PARTIAL_FLOATS, TASKS / 2, 16)
+        } else {
+            (PARTIAL_FLOATS, TASKS, 1)
+        };
+        let parts = (partial_floats / self.partial_len().max(1)).clamp(1, tasks);
         let parts = parts.min(self.chunks()).max(1);
-        [parts, TASKS.div_ceil(parts).min(self.blocks().div_ceil(group_blocks))]
+        [parts, tasks.div_ceil(parts).min(self.blocks().div_ceil(group_blocks))]
     }
 
     /// Floats of scratch that [`gradient`](super::weights::gradient) needs.

@@ -15,6 +15,14 @@ use std::ops::Range;
 /// Channels of the widest block of any instruction set.
 const BLOCK_MAX: usize = 32;
 
+/// Blocks that tiles are taken through together, at most. On a Zen 3 a product of 8192 x 192 by 192 x 768
+/// ran at 65 GFLOP/s block after block and at 78 with four (of 93); six and twelve gained no more, nor
+/// did prefetched or streamed stores.
+const GROUP_BLOCKS: usize = 4;
+
+/// Words of their weights, at most: 256 KiB, half of a second-level cache.
+const GROUP_WORDS: usize = 1 << 16;
+
 /// The tiles of one part, some blocks of their outputs.
 pub(super) struct Tiles<'a, E: Stored> {
     pub(super) convolution: &'a Convolution<'a, E>,
@@ -51,22 +59,38 @@ impl<E: Stored> Tiles<'_, E> {
     /// processor has the unit's instructions. So for the functions below.
     #[inline(always)]
     unsafe fn rows<L: Lanes, const R: usize>(&self) {
+        let Convolution { route, channels, .. } = *self.convolution;
+        let taps = route.window().geometry.kernel.pow(2);
+        let block_words = taps * channels.div_ceil(E::PER_WORD) * 2 * L::WIDTH;
+        let together = (GROUP_WORDS / block_words.max(1)).clamp(1, GROUP_BLOCKS);
+        for first in self.blocks.clone().step_by(together) {
+            let blocks = first..(first + together).min(self.blocks.end);
+            // SAFETY: above.
+            unsafe { self.group::<L, R>(blocks) }
+        }
+    }
+
+    /// At most `GROUP_BLOCKS` blocks of every tile: what a tile reads is read again while it is near, and
+    /// what it writes are neighbouring lines.
+    #[inline(always)]
+    unsafe fn group<L: Lanes, const R: usize>(&self, blocks: Range<usize>) {
         let Convolution { route, outputs, .. } = *self.convolution;
         let block = 2 * L::WIDTH;
         let group = route.indirection(self.part.first_image);
-        for index in self.blocks.clone() {
-            let columns = block.min(outputs - index * block);
-            // SAFETY: above; sums hold two runs of whole blocks.
-            unsafe {
-                let mut sums = [[L::splat(0.0); 2]; 2];
-                for tile in self.part.tiles.clone() {
+        // SAFETY: above; sums hold two runs of whole blocks.
+        unsafe {
+            let mut sums = [[[L::splat(0.0); 2]; 2]; GROUP_BLOCKS];
+            for tile in self.part.tiles.clone() {
+                let (targets, valid) = (group.targets(tile), group.tiles()[tile].valid);
+                for (index, sums) in blocks.clone().zip(&mut sums) {
+                    let columns = block.min(outputs - index * block);
                     let accumulators = self.accumulate::<L, R>(group, tile, index);
-                    let valid = group.tiles()[tile].valid;
-                    let targets = group.targets(tile);
-                    self.finish::<L, R>(accumulators, targets, valid, (index, columns), &mut sums);
+                    self.finish::<L, R>(accumulators, targets, valid, (index, columns), sums);
                 }
-                if let Some(place) = self.sums {
-                    let second = self.convolution.part_sums() / 2;
+            }
+            if let Some(place) = self.sums {
+                let second = self.convolution.part_sums() / 2;
+                for (index, sums) in blocks.zip(&sums) {
                     for (at, sums) in [(0, sums[0]), (second, sums[1])] {
                         let place = place.add(at + index * block);
                         L::store(place, sums[0]);

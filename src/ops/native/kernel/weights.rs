@@ -48,17 +48,28 @@ pub(in crate::ops::native) fn gradient<E: Stored>(
     collect(shape, scratch, dw);
 }
 
-/// Adds the parts up, in order, into the weight's own order.
+/// Blocks whose gradients are laid out together: neighbouring lines of memory, read together.
+const FILLED_BLOCKS: usize = 4;
+
+/// Rows of a weight that a task adds up.
+const COLLECTED_ROWS: usize = 16;
+
+/// Adds the parts up, in order, into the weight's own order. A block of a task's rows lies in one piece
+/// in every part, and is read as one.
 fn collect(shape: &Shape, partials: &[f32], dw: &mut [f32]) {
-    let (block, channels, outputs) = (shape.isa.block(), shape.channels, shape.outputs);
-    dw.par_chunks_mut(outputs * 16).enumerate().for_each(|(chunk, rows)| {
-        for (index, row) in rows.chunks_exact_mut(outputs).enumerate() {
-            let at = (chunk * 16 + index) * block; // [tap, channel] in a block's sums
-            row.fill(0.0);
+    let (block, outputs) = (shape.isa.block(), shape.outputs);
+    let tasks = dw.par_chunks_mut(outputs * COLLECTED_ROWS);
+    tasks.enumerate().for_each(|(task, dw)| {
+        dw.fill(0.0);
+        let length = dw.len() / outputs * block;
+        for index in 0..shape.blocks() {
+            let columns = index * block..outputs.min((index + 1) * block);
+            let first = index * shape.block_len() + task * COLLECTED_ROWS * block;
             for partial in partials.chunks_exact(shape.partial_len()) {
-                for (index, row) in row.chunks_mut(block).enumerate() {
-                    let sums = &partial[index * shape.taps() * channels * block + at..];
-                    row.iter_mut().zip(sums).for_each(|(sum, value)| *sum += value);
+                let rows = partial[first..][..length].chunks_exact(block);
+                for (row, values) in dw.chunks_exact_mut(outputs).zip(rows) {
+                    let sums = row[columns.clone()].iter_mut();
+                    sums.zip(values).for_each(|(sum, value)| *sum += value);
                 }
             }
         }
@@ -75,14 +86,20 @@ fn add_chunk<E: Stored>(
     sums: &mut [f32],
 ) {
     let [gradients, inputs] = E::panels();
+    let panel_len = panel::gradients_len(shape, chunk);
     let mut add = |x: &[E::Word], place: Place| {
-        with_scratch(gradients, panel::gradients_len(shape, chunk), |panel| {
-            for (index, sums) in blocks.clone().zip(sums.chunks_exact_mut(shape.block_len())) {
-                panel::fill(shape, dy, chunk, index, panel);
-                match place {
-                    Place::Rows => add_rows::<E>(shape, x, panel, sums),
-                    Place::Batch => add_taps::<E>(shape, chunk, (x, false), panel, sums),
-                    Place::Chunk => add_taps::<E>(shape, chunk, (x, true), panel, sums),
+        with_scratch(gradients, FILLED_BLOCKS * panel_len, |panels| {
+            let filled_sums = sums.chunks_mut(FILLED_BLOCKS * shape.block_len());
+            for (first, sums) in blocks.clone().step_by(FILLED_BLOCKS).zip(filled_sums) {
+                let sums = sums.chunks_exact_mut(shape.block_len());
+                let panels = &mut panels[..sums.len() * panel_len];
+                panel::fill(shape, dy, chunk, first, panels);
+                for (panel, sums) in panels.chunks_exact(panel_len).zip(sums) {
+                    match place {
+                        Place::Rows => add_rows::<E>(shape, x, panel, sums),
+                        Place::Batch => add_taps::<E>(shape, chunk, (x, false), panel, sums),
+                        Place::Chunk => add_taps::<E>(shape, chunk, (x, true), panel, sums),
+                    }
                 }
             }
         });
