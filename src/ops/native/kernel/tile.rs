@@ -15,9 +15,8 @@ use std::ops::Range;
 /// Channels of the widest block of any instruction set.
 const BLOCK_MAX: usize = 32;
 
-/// Blocks that tiles are taken through together, at most. In a loop by itself on a Zen 3, a product of
-/// 8192 x 192 by 192 x 768 ran at 65 GFLOP/s block after block and at 78 with four (of 93 at the peak);
-/// six and twelve gained no more, nor did prefetched or streamed stores.
+/// Blocks that tiles are taken through together, at most. A transformer's matrices sum over few channels,
+/// so that reading and writing tells: docs/PERFORMANCE.md has what four blocks gained, and what did not help.
 const GROUP_BLOCKS: usize = 4;
 
 /// Words of their weights, at most: 256 KiB, half of a second-level cache.
