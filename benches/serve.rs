@@ -47,7 +47,8 @@ fn free_app() -> Router {
     // Waiting for company is no cost of ours.
     let config = Config { max_batch_wait: Duration::ZERO, ..Config::default() };
     let metrics = metrics::install().expect("this process has no other recorder");
-    app(Server::start(config, Default::default(), registry, metrics).expect("threads are granted"))
+    app(Server::start(config, Default::default(), registry, metrics, Default::default())
+        .expect("threads are granted"))
 }
 
 /// A PNG that does not compress to nothing.

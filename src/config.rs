@@ -1,9 +1,11 @@
 //! The configuration of a run: the documented defaults, then a file, then the environment, then
 //! flags. Unknown keys and values that cannot work are refused by name before anything starts.
 
+mod together;
+
 use crate::setting::{Invalid, within};
 use crate::{
-    augment, batch, checkpoint, decode, device, encoder, evaluate, gate, learner, objective,
+    augment, batch, checkpoint, decode, device, drift, encoder, evaluate, gate, learner, objective,
     replay, server, snapshot, source,
 };
 use figment::Figment;
@@ -54,6 +56,8 @@ pub struct Config {
     pub checkpoint: checkpoint::Config,
     /// Accuracy on labelled images of the stream.
     pub prequential: evaluate::prequential::Config,
+    /// Changes of what arrives.
+    pub drift: drift::Config,
     /// HTTP.
     pub server: server::Config,
 }
@@ -70,6 +74,8 @@ pub struct Run {
     pub instructions: device::Instructions,
     /// What training stores activations as: `f32`, `bf16` or `auto`.
     pub precision: device::Precision,
+    /// Whether the same stream gives the same weights, whatever the threads, arrivals and restarts.
+    pub deterministic: bool,
     /// Threads that compute steps; 0 is one for each core.
     pub learner_threads: usize,
     /// Threads that decode arriving images.
@@ -100,6 +106,7 @@ impl Default for Run {
             device: device::Device::default(),
             instructions: device::Instructions::default(),
             precision: device::Precision::default(),
+            deterministic: false,
             learner_threads: 0,
             decode_threads: 1,
             view_threads: 1,
@@ -233,22 +240,9 @@ impl Config {
         self.snapshot.validate()?;
         self.checkpoint.validate()?;
         self.prequential.validate()?;
-        self.server.validate()
-    }
-}
-
-impl Config {
-    /// An encoder with positions of a grid takes images of one side.
-    fn validate_input_of_encoder(&self) -> Result<(), Invalid> {
-        let Config { encoder, input, .. } = self;
-        match encoder.architecture.only_side_px() {
-            Some(side_px) if side_px != input.side_px => {
-                let allowed =
-                    format!("{side_px} with encoder.architecture {}", encoder.architecture);
-                Err(Invalid::new("input.side_px", input.side_px, allowed))
-            }
-            _ => Ok(()),
-        }
+        self.drift.validate()?;
+        self.server.validate()?;
+        self.validate_deterministic()
     }
 }
 

@@ -12,9 +12,11 @@
 //! Modules stand in that order; each imports from those before it. In shapes, N is images, V views
 //! of an image, C channels, H and W pixels, D features, P a projection, and K negatives.
 
+mod fault;
 pub mod isa;
 pub mod seed;
 pub mod setting;
+pub mod events;
 
 pub mod source;
 pub mod decode;
@@ -25,12 +27,13 @@ pub mod encoder;
 pub mod ops;
 pub mod objective;
 pub mod sink;
-pub mod checkpoint;
 pub mod gate;
+pub mod checkpoint;
 pub mod snapshot;
 pub mod learner;
 pub mod server;
 pub mod evaluate;
+pub mod drift;
 
 pub mod device;
 pub mod metrics;

@@ -9,5 +9,8 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // Faults that FAILPOINTS names; none in builds without the feature.
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
     selfstream::cli::main(selfstream::cli::Cli::parse())
 }

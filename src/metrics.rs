@@ -47,182 +47,175 @@ pub struct Metric {
     pub help: &'static str,
 }
 
+const fn counter(name: &'static str, unit: Unit, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Counter, unit, help }
+}
+
+const fn gauge(name: &'static str, unit: Unit, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Gauge, unit, help }
+}
+
+const fn histogram(
+    name: &'static str,
+    bounds: &'static [f64],
+    unit: Unit,
+    help: &'static str,
+) -> Metric {
+    Metric { name, kind: Kind::Histogram(bounds), unit, help }
+}
+
 /// Every metric of the program.
 pub const TABLE: &[Metric] = &[
-    Metric {
-        name: "selfstream_received_records_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Records received from the source",
-    },
-    Metric {
-        name: "selfstream_learned_images_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Images learned for the first time",
-    },
-    Metric {
-        name: "selfstream_refused_records_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Records refused, by reason",
-    },
-    Metric {
-        name: "selfstream_in_flight_records",
-        kind: Kind::Gauge,
-        unit: Unit::Count,
-        help: "Records received and not done",
-    },
-    Metric {
-        name: "selfstream_steps_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Optimiser steps",
-    },
-    Metric {
-        name: "selfstream_step_seconds",
-        kind: Kind::Histogram(SECONDS),
-        unit: Unit::Seconds,
-        help: "Time of a training step",
-    },
-    Metric {
-        name: "selfstream_loss_nats",
-        kind: Kind::Gauge,
-        unit: Unit::Count,
-        help: "Loss of the last step",
-    },
-    Metric {
-        name: "selfstream_learning_rate_ratio",
-        kind: Kind::Gauge,
-        unit: Unit::Count,
-        help: "Learning rate of the last step",
-    },
-    Metric {
-        name: "selfstream_replay_images",
-        kind: Kind::Gauge,
-        unit: Unit::Count,
-        help: "Images in the replay buffer",
-    },
-    Metric {
-        name: "selfstream_duplicate_images_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Images learned once and not kept, as near-duplicates of one kept shortly before",
-    },
-    Metric {
-        name: "selfstream_near_duplicate_negatives_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Pairs of near-duplicates in a batch that count less as negatives of each other",
-    },
-    Metric {
-        name: "selfstream_embedding_spread_ratio",
-        kind: Kind::Gauge,
-        unit: Unit::Count,
-        help: "Spread of the served encoder's embeddings: 0 is collapsed, 1 fills the sphere",
-    },
-    Metric {
-        name: "selfstream_snapshots_published_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Encoders that went live",
-    },
-    Metric {
-        name: "selfstream_snapshots_refused_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Encoders that did not pass the gate, by reason",
-    },
-    Metric {
-        name: "selfstream_freshness_seconds",
-        kind: Kind::Histogram(FRESH_SECONDS),
-        unit: Unit::Seconds,
-        help: "From an image's broker timestamp to a served encoder that has learned it",
-    },
-    Metric {
-        name: "selfstream_prequential_knn_ratio",
-        kind: Kind::Gauge,
-        unit: Unit::Count,
-        help: "kNN accuracy on labelled images before they are learned, over a window",
-    },
-    Metric {
-        name: "selfstream_prequential_images_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Labelled images whose class was told before they were learned",
-    },
-    Metric {
-        name: "selfstream_prequential_skipped_images_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Labelled images passed over, as others waited or they could not be embedded",
-    },
-    Metric {
-        name: "selfstream_checkpoint_seconds",
-        kind: Kind::Histogram(SECONDS),
-        unit: Unit::Seconds,
-        help: "Time to write a checkpoint",
-    },
-    Metric {
-        name: "selfstream_kafka_lag_records",
-        kind: Kind::Gauge,
-        unit: Unit::Count,
-        help: "Records that the broker has and we have not read, by topic and partition",
-    },
-    Metric {
-        name: "selfstream_lost_records_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Records that the broker dropped before we read them",
-    },
-    Metric {
-        name: "selfstream_kafka_errors_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Errors that Kafka's client reported",
-    },
-    Metric {
-        name: "selfstream_commit_failures_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Offset commits that failed",
-    },
-    Metric {
-        name: "selfstream_dead_letter_failures_total",
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Dead letters that could not be delivered",
-    },
-    Metric {
-        name: HTTP_REQUESTS,
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "HTTP requests answered, by route and status",
-    },
-    Metric {
-        name: HTTP_REQUEST_DURATION,
-        kind: Kind::Histogram(SECONDS),
-        unit: Unit::Seconds,
-        help: "Time to answer an HTTP request, by route",
-    },
-    Metric {
-        name: SERVER_IMAGES,
-        kind: Kind::Counter,
-        unit: Unit::Count,
-        help: "Images embedded for queries",
-    },
-    Metric {
-        name: SERVER_BATCH,
-        kind: Kind::Histogram(IMAGES),
-        unit: Unit::Count,
-        help: "Images in a batch of the serving encoder",
-    },
-    Metric {
-        name: SERVER_PENDING,
-        kind: Kind::Gauge,
-        unit: Unit::Count,
-        help: "Images of accepted requests that have no answer yet",
-    },
+    counter("selfstream_received_records_total", Unit::Count, "Records received from the source"),
+    counter("selfstream_learned_images_total", Unit::Count, "Images learned for the first time"),
+    counter("selfstream_refused_records_total", Unit::Count, "Records refused, by reason"),
+    gauge("selfstream_in_flight_records", Unit::Count, "Records received and not done"),
+    counter("selfstream_steps_total", Unit::Count, "Optimiser steps"),
+    histogram("selfstream_step_seconds", SECONDS, Unit::Seconds, "Time of a training step"),
+    gauge("selfstream_loss_nats", Unit::Count, "Loss of the last step"),
+    gauge("selfstream_learning_rate_ratio", Unit::Count, "Learning rate of the last step"),
+    gauge("selfstream_replay_images", Unit::Count, "Images in the replay buffer"),
+    counter(
+        "selfstream_duplicate_images_total",
+        Unit::Count,
+        "Images learned once and not kept, as near-duplicates of one kept shortly before",
+    ),
+    counter(
+        "selfstream_near_duplicate_negatives_total",
+        Unit::Count,
+        "Pairs of near-duplicates in a batch that count less as negatives of each other",
+    ),
+    counter(
+        "selfstream_skipped_images_total",
+        Unit::Count,
+        "Images done and not learned, by reason",
+    ),
+    counter(
+        "selfstream_steps_not_taken_total",
+        Unit::Count,
+        "Steps left out, as their loss was not finite or far above the last ones",
+    ),
+    gauge(
+        "selfstream_learning_alarm",
+        Unit::Count,
+        "0 learning goes well, 1 it may have to go back, 2 going back has not helped",
+    ),
+    counter(
+        "selfstream_rollbacks_total",
+        Unit::Count,
+        "How often learning went back to an older checkpoint, by reason",
+    ),
+    gauge(
+        "selfstream_training_spread_ratio",
+        Unit::Count,
+        "Spread of the embeddings that training made last: 0 is collapsed, 1 fills the sphere",
+    ),
+    gauge(
+        "selfstream_training_alignment_ratio",
+        Unit::Count,
+        "Their alignment: mean squared distance of two views of an image",
+    ),
+    gauge(
+        "selfstream_training_uniformity_ratio",
+        Unit::Count,
+        "Their uniformity: 0 is one point, -4 unrelated points",
+    ),
+    gauge(
+        "selfstream_training_rankme_ratio",
+        Unit::Count,
+        "Their RankMe: over how many directions they are spread",
+    ),
+    gauge(
+        "selfstream_training_alpha_req_ratio",
+        Unit::Count,
+        "Their alpha-ReQ: how fast their covariance's eigenvalues fall",
+    ),
+    gauge(
+        "selfstream_embedding_rankme_ratio",
+        Unit::Count,
+        "RankMe of the served encoder's embeddings",
+    ),
+    gauge(
+        "selfstream_stable_neighbour_overlap_ratio",
+        Unit::Count,
+        "Share of nearest neighbours that the stable version has in common with the one before",
+    ),
+    gauge(
+        "selfstream_embedding_spread_ratio",
+        Unit::Count,
+        "Spread of the served encoder's embeddings: 0 is collapsed, 1 fills the sphere",
+    ),
+    counter("selfstream_snapshots_published_total", Unit::Count, "Encoders that went live"),
+    counter(
+        "selfstream_snapshots_refused_total",
+        Unit::Count,
+        "Encoders that did not pass the gate, by reason",
+    ),
+    histogram(
+        "selfstream_freshness_seconds",
+        FRESH_SECONDS,
+        Unit::Seconds,
+        "From an image's broker timestamp to a served encoder that has learned it",
+    ),
+    gauge(
+        "selfstream_prequential_knn_ratio",
+        Unit::Count,
+        "kNN accuracy on labelled images before they are learned, over a window",
+    ),
+    counter(
+        "selfstream_prequential_images_total",
+        Unit::Count,
+        "Labelled images whose class was told before they were learned",
+    ),
+    counter(
+        "selfstream_prequential_skipped_images_total",
+        Unit::Count,
+        "Labelled images passed over, as others waited or they could not be embedded",
+    ),
+    histogram(
+        "selfstream_checkpoint_seconds",
+        SECONDS,
+        Unit::Seconds,
+        "Time to write a checkpoint",
+    ),
+    gauge(
+        "selfstream_kafka_lag_records",
+        Unit::Count,
+        "Records that the broker has and we have not read, by topic and partition",
+    ),
+    gauge(
+        "selfstream_drift_score_ratio",
+        Unit::Count,
+        "How many standard deviations the last images lie beyond the usual distance from those before",
+    ),
+    counter("selfstream_drift_changes_total", Unit::Count, "How often what arrives has changed"),
+    gauge(
+        "selfstream_kafka_lag_alarm",
+        Unit::Count,
+        "1 where the lag is above kafka.lag_alarm_records",
+    ),
+    counter(
+        "selfstream_lost_records_total",
+        Unit::Count,
+        "Records that the broker dropped before we read them",
+    ),
+    counter("selfstream_kafka_errors_total", Unit::Count, "Errors that Kafka's client reported"),
+    counter("selfstream_commit_failures_total", Unit::Count, "Offset commits that failed"),
+    counter(
+        "selfstream_dead_letter_failures_total",
+        Unit::Count,
+        "Dead letters that could not be delivered",
+    ),
+    counter(HTTP_REQUESTS, Unit::Count, "HTTP requests answered, by route and status"),
+    histogram(
+        HTTP_REQUEST_DURATION,
+        SECONDS,
+        Unit::Seconds,
+        "Time to answer an HTTP request, by route",
+    ),
+    counter(SERVER_IMAGES, Unit::Count, "Images embedded for queries"),
+    histogram(SERVER_BATCH, IMAGES, Unit::Count, "Images in a batch of the serving encoder"),
+    gauge(SERVER_PENDING, Unit::Count, "Images of accepted requests that have no answer yet"),
 ];
 
 /// Installs the process's recorder, on the first call, and describes the table; every call gives

@@ -5,7 +5,9 @@ use crate::batch::assemble::ViewSpec;
 use crate::config::Config;
 use crate::decode;
 use crate::decode::pool::{Pool, Size};
+use crate::drift::Drift;
 use crate::evaluate::prequential::Prequential;
+use crate::events::Events;
 use crate::learner::trainer::{Recipe, Trainer};
 use crate::learner::{
     self, Inputs, Learner, Limits, Observer, Refuse, Settings, Summary, Vitals, beginning,
@@ -22,6 +24,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -31,8 +34,8 @@ use tracing::error;
 /// The most records that a decoder may hold before its work, and again after it; a guess that
 /// bounds them at some 400 MB of pixels.
 const MAX_DECODE_QUEUE: usize = 256;
-/// Checkpoints that may wait to be committed.
-const COMMITS: usize = 16;
+/// News of the learner that may wait to be heard by the source.
+const NEWS: usize = 16;
 
 /// A pipeline that is running.
 pub struct Running {
@@ -42,6 +45,8 @@ pub struct Running {
     pub vitals: watch::Receiver<Vitals>,
     /// How far the source is behind.
     pub lag: Lag,
+    /// What happens to it.
+    pub events: Events,
     /// Ends the run when cancelled.
     pub stop: CancellationToken,
     source: JoinHandle<Result<()>>,
@@ -56,7 +61,7 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
     let runtime = Handle::current();
     let registry = Arc::new(Registry::new(config.snapshot.resident));
     let (vitals_sender, vitals) = watch::channel(Vitals::default());
-    let lag = Lag::default();
+    let (lag, events) = (Lag::default(), Events::default());
 
     let source = build_source(config, &lag)?;
     let threads = NonZeroUsize::new(config.run.decode_threads).unwrap_or(NonZeroUsize::MIN);
@@ -66,28 +71,30 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
     let size = Size { threads, queue_items };
     let decoders = Pool::decoding(config.image.clone(), size).context("starting the decoders")?;
     let (learner_link, controls) = LearnerLink::new();
-    let (commits, committed) = mpsc::channel(COMMITS);
+    let (told, news) = mpsc::channel(NEWS);
 
     let inputs = Inputs {
         outcomes: decoders.outcomes,
         refuse: open_refuse(config)?,
         controls,
-        commits,
+        told,
         registry: Arc::clone(&registry),
-        observer: open_observer(config, &registry)?,
+        observers: open_observers(config, &registry, &events)?,
+        events: events.clone(),
         vitals: vitals_sender,
         stop: stop.clone(),
-        runtime,
+        runtime: runtime.clone(),
     };
     let learner = start_learner(config, limits, inputs)?;
     let link = Link {
         records: Box::new(decoders.intake),
         learner: learner_link,
-        commits: committed,
+        told: news,
         stop: stop.clone(),
+        runtime,
     };
     let source = start_source(source, link, stop.clone())?;
-    Ok(Running { registry, vitals, lag, stop, source, learner })
+    Ok(Running { registry, vitals, lag, events, stop, source, learner })
 }
 
 impl Running {
@@ -112,12 +119,12 @@ impl Running {
 /// Threads that cannot be started, or what befalls the listener.
 pub async fn serve(
     config: Config,
-    registry: Arc<Registry>,
+    (registry, events): (Arc<Registry>, Events),
     listener: TcpListener,
     metrics: PrometheusHandle,
     stop: CancellationToken,
 ) -> Result<()> {
-    let server = Server::start(config.server, config.image, registry, metrics)
+    let server = Server::start(config.server, config.image, registry, metrics, events)
         .context("starting the server")?;
     server::serve(listener, server, stop.cancelled_owned()).await.context("serving")
 }
@@ -143,11 +150,21 @@ fn build_source(config: &Config, lag: &Lag) -> Result<Box<dyn Source>> {
     })
 }
 
-fn open_observer(config: &Config, registry: &Arc<Registry>) -> Result<Option<Arc<dyn Observer>>> {
-    if !config.prequential.enabled {
-        return Ok(None);
+fn open_observers(
+    config: &Config,
+    registry: &Arc<Registry>,
+    events: &Events,
+) -> Result<Vec<Arc<dyn Observer>>> {
+    let mut observers: Vec<Arc<dyn Observer>> = vec![];
+    if config.prequential.enabled {
+        let prequential = Prequential::start(&config.prequential, Arc::clone(registry))?;
+        observers.push(Arc::new(prequential));
     }
-    Ok(Some(Arc::new(Prequential::start(&config.prequential, Arc::clone(registry))?)))
+    if config.drift.enabled {
+        let (seed, registry) = (config.run.seed, Arc::clone(registry));
+        observers.push(Arc::new(Drift::start(&config.drift, seed, registry, events.clone())?));
+    }
+    Ok(observers)
 }
 
 fn open_refuse(config: &Config) -> Result<Refuse> {
@@ -166,10 +183,11 @@ fn start_source(
     stop: CancellationToken,
 ) -> Result<JoinHandle<Result<()>>> {
     let run = move || {
+        // However it ends, by a panic too: without a source there is nothing to go on with.
+        let _stops = stop.drop_guard();
         let ended = source.run(link);
         if let Err(error) = &ended {
             error!(error = format!("{error:#}"), "the source has failed: stopping");
-            stop.cancel();
         }
         ended
     };
@@ -220,16 +238,25 @@ fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learn
         groups,
         fingerprints: near_duplicates < 1.0 || config.replay.duplicate_window > 0,
     };
+    let is_deterministic = config.run.deterministic;
+    let (mut batch, mut snapshot) = (config.batch.clone(), config.snapshot.clone());
+    if is_deterministic {
+        // Batches are closed by size and candidates taken by steps alone.
+        (batch.max_wait, snapshot.every) = (Duration::MAX, Duration::MAX);
+    }
     let settings = Settings {
-        batch: config.batch.clone(),
+        batch,
         replay: config.replay.clone(),
         near_duplicates,
         checkpoint: config.checkpoint.clone(),
-        snapshot: config.snapshot.clone(),
+        snapshot,
         gate: config.gate.clone(),
+        recovery: config.learner.recovery.clone(),
+        on_drift: config.learner.on_drift.clone(),
         architecture: config.encoder.architecture,
         views,
         view_threads: config.run.view_threads,
+        is_deterministic,
         limits,
         journal: config.run.journal.clone(),
     };

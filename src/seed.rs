@@ -27,6 +27,8 @@ pub enum Purpose {
     Sketch,
     /// Which image a policy that looks at sketches gives up; counters: images offered.
     Evict,
+    /// How a reference of embeddings is drawn apart; counters: draw.
+    Drift,
 }
 
 /// A generator for `purpose` at `counters` of the run seeded by `seed`.

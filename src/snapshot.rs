@@ -2,7 +2,7 @@
 
 mod file;
 
-pub use file::{Encoded, list, read};
+pub use file::{Encoded, list, path_of, read};
 
 use crate::augment::Preprocess;
 use crate::setting::{Invalid, within};
@@ -77,6 +77,9 @@ pub struct Provenance {
     pub step: u64,
     /// Images learned at least once.
     pub images_learned: u64,
+    /// How often what arrives had changed.
+    #[serde(default)]
+    pub changes: u64,
     /// When, milliseconds since the Unix epoch.
     pub created_ms: i64,
     /// The version published before it.
@@ -101,6 +104,7 @@ pub struct Snapshot {
 #[derive(Default)]
 pub struct Registry {
     latest: ArcSwapOption<Snapshot>,
+    stable: ArcSwapOption<Snapshot>,
     resident: Mutex<VecDeque<Arc<Snapshot>>>,
     capacity: usize,
 }
@@ -116,12 +120,20 @@ impl Registry {
         self.latest.load_full()
     }
 
-    /// The resident version of this name, or of this unambiguous prefix (at least 8 characters).
+    /// The newest version after which all others passed the gate for a while.
+    pub fn stable(&self) -> Option<Arc<Snapshot>> {
+        self.stable.load_full()
+    }
+
+    /// The version that this name means: `latest`, `stable`, or the name of a resident version or an
+    /// unambiguous prefix of it (at least 8 characters).
     pub fn get(&self, version: &str) -> Option<Arc<Snapshot>> {
-        if version == "latest" {
-            return self.latest();
+        match version {
+            "latest" => return self.latest(),
+            "stable" => return self.stable(),
+            _ => {}
         }
-        let resident = self.resident.lock().unwrap_or_else(PoisonError::into_inner);
+        let resident = self.list();
         let mut found =
             resident.iter().filter(|s| version.len() >= 8 && s.version.starts_with(version));
         match (found.next(), found.next()) {
@@ -130,10 +142,18 @@ impl Registry {
         }
     }
 
-    /// Every resident version, newest first.
+    /// Every resident version, newest first; the stable one is resident however old it is.
     pub fn list(&self) -> Vec<Arc<Snapshot>> {
         let resident = self.resident.lock().unwrap_or_else(PoisonError::into_inner);
-        resident.iter().rev().cloned().collect()
+        let mut all: Vec<_> = resident.iter().rev().cloned().collect();
+        let is_there = |stable: &Arc<Snapshot>| all.iter().any(|s| s.version == stable.version);
+        all.extend(self.stable().filter(|stable| !is_there(stable)));
+        all
+    }
+
+    /// Makes `snapshot` the stable version.
+    pub fn promote(&self, snapshot: Arc<Snapshot>) {
+        self.stable.store(Some(snapshot));
     }
 
     /// Makes `snapshot` the latest; requests that hold an older one finish on it.

@@ -2,6 +2,7 @@
 
 use super::{Checkpoint, FORMAT, Manifest};
 use crate::encoder::{Array, NamedArrays};
+use crate::fault;
 use anyhow::{Context, Result};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
@@ -70,9 +71,15 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let tmp = path.with_extension("tmp");
     let written = || -> std::io::Result<()> {
         let mut file = File::create(&tmp)?;
-        file.write_all(bytes)?;
+        let (first, rest) = bytes.split_at(bytes.len() / 2);
+        file.write_all(first)?;
+        fault::die_at("temporary_write");
+        file.write_all(rest)?;
+        fault::die_at("sync");
         file.sync_all()?;
+        fault::die_at("rename");
         fs::rename(&tmp, path)?;
+        fault::die_at("renamed");
         File::open(dir)?.sync_all()
     };
     written().with_context(|| format!("writing {}", path.display()))

@@ -6,28 +6,24 @@
 //! damaged one is known and the one before it is used.
 
 mod file;
+mod manifest;
 mod segments;
 
 pub use file::Damage;
 pub(crate) use file::{from_bytes, to_bytes, write_atomically};
+pub use manifest::{Counts, FORMAT, Manifest, PartitionOffset, ReplayEntry, Rollbacks};
 
 use crate::encoder::NamedArrays;
-use crate::replay::{Entry, StoredAt};
+use crate::replay::Entry;
 use crate::setting::{Invalid, within};
-use crate::source::Origin;
-use crate::source::offsets::{NextOffsets, Partition};
 use anyhow::{Context, Result};
 use segments::Segments;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use tracing::warn;
-
-/// Version of the manifest's form.
-pub const FORMAT: u32 = 1;
 
 /// `[checkpoint]`: where the state of the run is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,97 +55,6 @@ impl Config {
         }
         within("checkpoint.every", self.every.as_secs_f64(), 0.1..=86_400.0, "from 100ms to 1day")?;
         within("checkpoint.keep", self.keep, 1..=1000, "from 1 to 1000")
-    }
-}
-
-/// The part of a checkpoint that is not arrays.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// Version of this form.
-    pub format: u32,
-    /// Who wrote it; commits carry the same name.
-    pub learner_id: String,
-    /// Architecture of the encoder.
-    pub architecture: String,
-    /// Side of the encoder's input.
-    pub side_px: usize,
-    /// Steps taken.
-    pub step: u64,
-    /// Time spent training, over restarts.
-    #[serde(with = "humantime_serde")]
-    pub trained: Duration,
-    /// Steps taken when the learning rate last warmed up again.
-    #[serde(default)]
-    pub restarted_at: u64,
-    /// Counts since the run began.
-    pub counts: Counts,
-    /// Where each partition goes on.
-    pub offsets: Vec<PartitionOffset>,
-    /// What the replay buffer holds.
-    pub replay: Vec<ReplayEntry>,
-    /// What the replay buffer was ever offered.
-    pub replay_offered: u64,
-    /// The version published last.
-    pub last_version: Option<String>,
-}
-
-/// Counts since the run began, over restarts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// Images learned at least once.
-    pub learned: u64,
-    /// Records refused, with their dead letters acknowledged.
-    pub refused: u64,
-}
-
-/// Where a partition goes on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PartitionOffset {
-    /// Topic and number.
-    #[serde(flatten)]
-    pub partition: Partition,
-    /// The first offset that is not done.
-    pub next: i64,
-}
-
-/// A replayed image: where it came from and where its bytes lie.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ReplayEntry {
-    /// Topic.
-    pub topic: Arc<str>,
-    /// Partition.
-    pub partition: i32,
-    /// Offset.
-    pub offset: i64,
-    /// Where the bytes begin.
-    #[serde(flatten)]
-    pub stored_at: StoredAt,
-    /// How many they are.
-    pub len_bytes: u32,
-    /// Accepted after the buffer was last drawn from: it is offered again on restoring.
-    pub is_pending: bool,
-}
-
-impl ReplayEntry {
-    /// The description of an entry whose bytes lie on disk; `None` if they don't.
-    pub fn new(entry: &Entry, is_pending: bool) -> Option<Self> {
-        let Origin { topic, partition, offset } = entry.origin.clone();
-        let stored_at = entry.stored_at?;
-        let len_bytes = entry.bytes.len() as u32;
-        Some(Self { topic, partition, offset, stored_at, len_bytes, is_pending })
-    }
-
-    /// Where the image came from.
-    pub fn origin(&self) -> Origin {
-        let Self { topic, partition, offset, .. } = self;
-        Origin { topic: Arc::clone(topic), partition: *partition, offset: *offset }
-    }
-}
-
-impl Manifest {
-    /// The offsets as a map.
-    pub fn next_offsets(&self) -> NextOffsets {
-        self.offsets.iter().map(|o| (o.partition.clone(), o.next)).collect()
     }
 }
 
@@ -202,19 +107,14 @@ impl Checkpoints {
         let mut newest = None;
         let paths = list(&self.dir)?;
         for path in &paths {
-            let loaded = file::read(path).map_err(anyhow::Error::from).and_then(|checkpoint| {
-                let (entries, pending) = self.segments.load(&checkpoint.manifest)?;
-                Ok(Restored { checkpoint, entries, pending })
-            });
-            let named = match loaded {
+            let named = match self.load(path) {
                 Ok(restored) => {
                     let named = segments::named_by(&restored.checkpoint.manifest);
                     newest.get_or_insert(restored);
                     Some(named)
                 }
                 Err(error) => {
-                    let path = path.display();
-                    warn!(%path, error = format!("{error:#}"), "damaged checkpoint passed over");
+                    warn_of_damage(path, &error);
                     None
                 }
             };
@@ -226,6 +126,46 @@ impl Checkpoints {
             }
             _ => Ok(newest),
         }
+    }
+
+    /// The newest whole checkpoint of at most `step` steps, or the oldest whole one. Newer ones are
+    /// removed: a restart is not to begin from what was gone back from.
+    ///
+    /// # Errors
+    /// Whatever the file system reports.
+    pub fn go_back(&mut self, step: u64) -> Result<Option<Restored>> {
+        let mut newer = vec![];
+        let mut found = None;
+        for path in list(&self.dir)? {
+            match self.load(&path) {
+                Ok(restored) => {
+                    let is_good = restored.checkpoint.manifest.step <= step;
+                    if let Some((older, _)) = found.replace((path, restored)) {
+                        newer.push(older);
+                    }
+                    if is_good {
+                        break;
+                    }
+                }
+                Err(error) => warn_of_damage(&path, &error),
+            }
+        }
+        for path in newer {
+            self.remove(&path)?;
+        }
+        Ok(found.map(|(_, restored)| restored))
+    }
+
+    fn load(&self, path: &Path) -> Result<Restored> {
+        let checkpoint = file::read(path)?;
+        let (entries, pending) = self.segments.load(&checkpoint.manifest)?;
+        Ok(Restored { checkpoint, entries, pending })
+    }
+
+    fn remove(&mut self, path: &Path) -> Result<()> {
+        fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
+        self.named.remove(path);
+        Ok(())
     }
 
     /// Puts the bytes of every new entry on disk; call it before [`Checkpoints::save`].
@@ -244,8 +184,7 @@ impl Checkpoints {
         let (id, path) = file::write(&self.dir, manifest, arrays)?;
         self.named.insert(path, Some(segments::named_by(manifest)));
         for old in list(&self.dir)?.into_iter().skip(self.keep) {
-            fs::remove_file(&old).with_context(|| format!("removing {}", old.display()))?;
-            self.named.remove(&old);
+            self.remove(&old)?;
         }
         let named: Option<Vec<_>> = self.named.values().cloned().collect();
         if let Some(named) = named {
@@ -253,6 +192,10 @@ impl Checkpoints {
         }
         Ok(id)
     }
+}
+
+fn warn_of_damage(path: &Path, error: &anyhow::Error) {
+    warn!(path = %path.display(), error = format!("{error:#}"), "damaged checkpoint passed over");
 }
 
 /// Paths of every checkpoint of `dir`, newest first.
@@ -275,7 +218,11 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
     use crate::encoder::Array;
+    use crate::gate;
+    use crate::source::Origin;
+    use crate::source::offsets::Partition;
     use bytes::Bytes;
+    use std::sync::Arc;
 
     fn entry(offset: i64, len: usize) -> Entry {
         let origin = Origin { topic: Arc::from("images"), partition: 0, offset };
@@ -294,14 +241,19 @@ mod tests {
             step,
             trained: Duration::from_millis(1500),
             restarted_at: 1,
-            counts: Counts { learned: step * 64, refused: 3 },
+            counts: Counts { learned: step * 64, refused: 3, skipped: 1 },
             offsets: vec![PartitionOffset {
                 partition: Partition { topic: Arc::from("images"), partition: 0 },
                 next: 7,
+                done_ahead: [9, 12].into(),
             }],
             replay: entries.iter().enumerate().map(describe).collect(),
             replay_offered: entries.len() as u64,
             last_version: None,
+            stable_version: Some("abc".to_owned()),
+            gate: gate::Memory::default(),
+            rollbacks: Rollbacks { count: 1, until_step: 500 },
+            changes: 2,
         }
     }
 
@@ -365,6 +317,29 @@ mod tests {
             let error = open(dir.path()).load_newest().unwrap_err().to_string();
             assert!(error.contains("every checkpoint"), "{error}");
         }
+    }
+
+    #[test]
+    fn going_back_takes_the_newest_that_is_good_and_removes_newer_ones() {
+        let steps = |dir: &Path| -> Vec<u64> {
+            list(dir).unwrap().iter().map(|p| file::read(p).unwrap().manifest.step).collect()
+        };
+        for (good_step, expected) in [(25, 20), (20, 20), (99, 30), (5, 10)] {
+            let dir = tempfile::tempdir().unwrap();
+            let config = Config { dir: dir.path().to_owned(), keep: 3, ..Config::default() };
+            let mut checkpoints = Checkpoints::open(&config).unwrap();
+            let mut entries = vec![entry(0, 10), entry(1, 20)];
+            [10, 20, 30].into_iter().for_each(|step| save(&mut checkpoints, step, &mut entries));
+            let restored = checkpoints.go_back(good_step).unwrap().unwrap();
+            assert_eq!(restored.checkpoint.manifest, manifest(expected, &entries, 1));
+            let left: Vec<u64> = (1..=expected / 10).rev().map(|n| 10 * n).collect();
+            assert_eq!(steps(dir.path()), left, "good until {good_step}");
+            // The folder goes on as if what was gone back from had never been.
+            save(&mut checkpoints, 21, &mut entries);
+            assert!(open(dir.path()).load_newest().unwrap().is_some());
+        }
+        let empty = tempfile::tempdir().unwrap();
+        assert!(open(empty.path()).go_back(10).unwrap().is_none());
     }
 
     #[test]

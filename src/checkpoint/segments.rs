@@ -5,6 +5,7 @@
 //! images count as new. Segments that no kept checkpoint names are removed.
 
 use super::Manifest;
+use crate::fault;
 use crate::replay::{Entry, StoredAt};
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -66,6 +67,7 @@ impl Segments {
         let written = || -> std::io::Result<()> {
             let mut file = File::create(&path)?;
             file.write_all(&content)?;
+            fault::die_at("segment_sync");
             file.sync_all()?;
             File::open(&self.dir)?.sync_all()
         };

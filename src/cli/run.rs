@@ -54,9 +54,9 @@ async fn learn_and_serve(config: &Config, limits: Limits) -> Result<RunSummary> 
     };
     let mut vitals = running.vitals.clone();
     let steps_before = vitals.borrow_and_update().steps;
-    let registry = std::sync::Arc::clone(&running.registry);
+    let served = (std::sync::Arc::clone(&running.registry), running.events.clone());
     let serving =
-        tokio::spawn(pipeline::serve(config.clone(), registry, listener, metrics, stop.clone()));
+        tokio::spawn(pipeline::serve(config.clone(), served, listener, metrics, stop.clone()));
     let learned = running.join().await;
     stop.cancel();
     let served = serving.await.context("the server panicked")?;

@@ -13,6 +13,8 @@ pub(super) struct RunSummary {
     pub(super) images_received: u64,
     /// Records refused.
     pub(super) images_refused: u64,
+    /// Records passed over by the pace, or whose step was left out.
+    pub(super) images_skipped: u64,
     /// Images learned, each counted at its first step.
     pub(super) images_learned: u64,
     /// Optimiser steps.
@@ -59,6 +61,7 @@ impl RunSummary {
         Self {
             images_received: vitals.received,
             images_refused: vitals.counts.refused,
+            images_skipped: vitals.skipped_here,
             images_learned: vitals.learned_here,
             steps,
             images_per_second: (steps * batch_images as u64) as f64 / seconds,
@@ -80,9 +83,10 @@ impl RunSummary {
     /// The same for people.
     pub(super) fn to_text(&self) -> String {
         let mut text = format!(
-            "received {}, refused {}, learned {} images in {} steps, {:.1} images/s\n",
+            "received {}, refused {}, skipped {}, learned {} images in {} steps, {:.1} images/s\n",
             self.images_received,
             self.images_refused,
+            self.images_skipped,
             self.images_learned,
             self.steps,
             self.images_per_second

@@ -418,6 +418,7 @@ mod tests {
                 let record = Record {
                     origin: Origin { topic: "images".into(), partition: 0, offset },
                     generation: 1,
+                    is_skipped: false,
                     bytes: if good { png.clone() } else { png.slice(..40) },
                     timestamp_ms: None,
                     key: None,

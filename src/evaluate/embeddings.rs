@@ -1,6 +1,7 @@
 //! A dense matrix of embeddings.
 
 use super::EvaluateError;
+use crate::gate::monitor::UnitRows;
 
 /// Embeddings `[N, D]`, row-major; every entry is finite.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,11 +52,6 @@ impl Embeddings {
         &self.values[index * self.dim..][..self.dim]
     }
 
-    /// All rows, one after another.
-    pub(super) fn values(&self) -> &[f32] {
-        &self.values
-    }
-
     /// All rows in order, `[D]` each.
     pub fn rows(&self) -> std::slice::ChunksExact<'_, f32> {
         self.values.chunks_exact(self.dim)
@@ -71,6 +67,11 @@ impl Embeddings {
         }
         self.values.extend(other.values);
         Ok(())
+    }
+
+    /// The rows at unit length, as monitors take them.
+    pub(super) fn unit_rows(&self) -> UnitRows {
+        UnitRows::new(self.values.clone(), self.dim)
     }
 
     /// The rows divided by their Euclidean length; a row of zeros stays one.

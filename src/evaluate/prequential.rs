@@ -314,6 +314,7 @@ mod tests {
         let record = |label: Option<&str>| Record {
             origin: Origin { topic: "t".into(), partition: 0, offset: 0 },
             generation: 0,
+            is_skipped: false,
             bytes: png(RED).into(),
             timestamp_ms: None,
             key: None,

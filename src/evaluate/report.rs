@@ -3,9 +3,9 @@
 use super::labelled::{Classes, Labelled, draw, embed};
 use super::supervised::Supervised;
 use super::{
-    Confusion, Embedder, EvaluateError, FewShot, Probe, Reference, accuracy, few_shot,
-    linear_probe, rankme,
+    Confusion, Embedder, EvaluateError, FewShot, Probe, Reference, accuracy, few_shot, linear_probe,
 };
+use crate::gate::monitor::rankme;
 use crate::seed::{self, Purpose};
 use crate::setting::{self, Invalid};
 use crate::source::collection::Collection;
@@ -196,7 +196,7 @@ impl Embedded {
             linear,
             standard_error: self.standard_errors(knn, linear),
             few_shot: few_shot(train, test, n_classes, seed)?,
-            rankme: rankme(&train.embeddings),
+            rankme: rankme(&train.embeddings.unit_rows()),
             dim: train.embeddings.dim(),
             images_train: train.labels.len(),
             images_test: test.labels.len(),

@@ -1,7 +1,16 @@
 //! What an encoder must pass before it answers queries.
 
+pub mod monitor;
+
 use crate::setting::{Invalid, within};
+use monitor::{UnitRows, rankme, spread};
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// Candidates that passed whose rank is remembered, and how many there must be before a new one is
+/// compared with them. Guesses: some minutes of a run.
+const REMEMBERED: usize = 15;
+const ENOUGH: usize = 3;
 
 /// `[gate]`: what a candidate is checked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -10,11 +19,16 @@ pub struct Config {
     /// The least spread of the candidate's embeddings, see [`spread`]; below it the encoder counts
     /// as collapsed. 0 is a point, 1 fills the sphere evenly.
     pub min_spread: f32,
+    /// The least rank of its embeddings, see [`rankme`], as a share of the median of the last
+    /// candidates that passed.
+    pub min_rank_share: f64,
+    /// Steps over which all candidates after one must pass before that is `stable`.
+    pub stable_after_steps: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { min_spread: 0.02 }
+        Self { min_spread: 0.02, min_rank_share: 0.5, stable_after_steps: 500 }
     }
 }
 
@@ -24,7 +38,9 @@ impl Config {
     /// # Errors
     /// The first value that is not allowed, by key.
     pub fn validate(&self) -> Result<(), Invalid> {
-        within("gate.min_spread", self.min_spread, 0.0..1.0, "from 0 to below 1")
+        within("gate.min_spread", self.min_spread, 0.0..1.0, "from 0 to below 1")?;
+        within("gate.min_rank_share", self.min_rank_share, 0.0..1.0, "from 0 to below 1")?;
+        within("gate.stable_after_steps", self.stable_after_steps, 1.., "at least 1")
     }
 }
 
@@ -42,6 +58,14 @@ pub enum Refused {
         /// What is wanted.
         min: f32,
     },
+    /// Its embeddings lie along far fewer directions than those before.
+    #[error("its embeddings have rank {rank:.1}, those before it {usual:.1}")]
+    RankFell {
+        /// What it was.
+        rank: f64,
+        /// What was usual.
+        usual: f64,
+    },
 }
 
 impl Refused {
@@ -50,86 +74,133 @@ impl Refused {
         match self {
             Self::NotFinite => "not_finite",
             Self::Collapsed { .. } => "collapsed",
+            Self::RankFell { .. } => "rank_fell",
         }
     }
 }
 
-/// Checks a candidate by its embeddings of recent images, flat `[N, D]`. Returns their spread.
-///
-/// # Errors
-/// Why it does not go live.
-pub fn check(config: &Config, embeddings: &[f32], feature_dim: usize) -> Result<f32, Refused> {
-    if embeddings.iter().any(|value| !value.is_finite()) {
-        return Err(Refused::NotFinite);
-    }
-    let spread = spread(embeddings, feature_dim);
-    if spread < config.min_spread {
-        return Err(Refused::Collapsed { spread, min: config.min_spread });
-    }
-    Ok(spread)
+/// What a candidate's embeddings look like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Looks {
+    /// [`spread`].
+    pub spread: f32,
+    /// [`rankme`].
+    pub rank: f64,
 }
 
-/// The standard deviation of each coordinate of the embeddings of unit length, root-mean-squared
-/// over coordinates, times the root of `feature_dim`: 1 for embeddings spread evenly over the
-/// sphere, 0 for one point (the monitor of SimSiam, arXiv 2011.10566, section 4.1).
-pub fn spread(embeddings: &[f32], feature_dim: usize) -> f32 {
-    let n_images = embeddings.len() / feature_dim;
-    if n_images == 0 {
-        return 0.0;
+/// The gate, with what it remembers.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    config: Config,
+    memory: Memory,
+}
+
+/// What the gate remembers, for checkpoints.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// Ranks of the last candidates that passed, oldest first.
+    ranks: VecDeque<f64>,
+}
+
+impl Gate {
+    /// A gate that remembers `memory`.
+    pub fn new(config: &Config, memory: Memory) -> Self {
+        Self { config: config.clone(), memory }
     }
-    let mut sum = vec![0f64; feature_dim];
-    let mut n_unit = 0.0;
-    for row in embeddings.chunks_exact(feature_dim) {
-        let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-        if norm > 0.0 {
-            n_unit += 1.0;
-            for (sum, value) in sum.iter_mut().zip(row) {
-                *sum += f64::from(*value) / norm;
+
+    /// Forgets what was usual.
+    pub fn forget(&mut self) {
+        self.memory = Memory::default();
+    }
+
+    /// What it remembers.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Checks a candidate by its embeddings of recent images, flat `[N, D]`; the same N each time, as
+    /// a rank grows with it.
+    pub fn check(&mut self, embeddings: Vec<f32>, dim: usize) -> (Looks, Result<(), Refused>) {
+        if embeddings.iter().any(|value| !value.is_finite()) {
+            return (Looks { spread: f32::NAN, rank: f64::NAN }, Err(Refused::NotFinite));
+        }
+        let rows = UnitRows::new(embeddings, dim);
+        let looks = Looks { spread: spread(&rows), rank: rankme(&rows) };
+        let passed = self.judge(looks);
+        if passed.is_ok() {
+            self.memory.ranks.push_back(looks.rank);
+            while self.memory.ranks.len() > REMEMBERED {
+                self.memory.ranks.pop_front();
             }
         }
+        (looks, passed)
     }
-    // The variances of unit vectors sum to their mean squared length less their mean's.
-    let mean_squared: f64 = sum.iter().map(|sum| (sum / n_images as f64).powi(2)).sum();
-    (n_unit / n_images as f64 - mean_squared).max(0.0).sqrt() as f32
+
+    fn judge(&self, Looks { spread, rank }: Looks) -> Result<(), Refused> {
+        let min = self.config.min_spread;
+        if spread < min {
+            return Err(Refused::Collapsed { spread, min });
+        }
+        match self.usual_rank() {
+            Some(usual) if rank < self.config.min_rank_share * usual => {
+                Err(Refused::RankFell { rank, usual })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The median of the ranks that are remembered, if they are enough.
+    fn usual_rank(&self) -> Option<f64> {
+        let mut ranks: Vec<f64> = self.memory.ranks.iter().copied().collect();
+        ranks.sort_by(f64::total_cmp);
+        (ranks.len() >= ENOUGH).then(|| ranks[ranks.len() / 2])
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn spread_is_one_on_the_axes_and_zero_at_a_point() {
-        let axes = [1.0, 0.0, -2.0, 0.0, 0.0, 3.0, 0.0, -4.0];
-        assert!((spread(&axes, 2) - 1.0).abs() < 1e-6);
-        assert!(spread(&[1.0, 2.0, 2.0, 4.0, 3.0, 6.0], 2) < 1e-6);
-        assert_eq!(spread(&[0.0; 8], 2), 0.0);
+    /// Embeddings of eight images over `n_axes` directions.
+    fn over(n_axes: usize) -> Vec<f32> {
+        (0..64).map(|i| if i % 8 == (i / 8) % n_axes { 1.0 } else { 0.0 }).collect()
     }
 
-    #[test]
-    fn spread_equals_the_standard_deviations_it_sums() {
-        let rows = [[3.0f32, 1.0, 2.0], [1.0, -1.0, 0.5], [0.2, 0.9, 0.4], [2.0, 2.0, -1.0]];
-        let unit: Vec<Vec<f32>> = rows
-            .iter()
-            .map(|row| {
-                let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
-                row.iter().map(|v| v / norm).collect()
-            })
-            .collect();
-        let variance = |j: usize| {
-            let mean = unit.iter().map(|row| row[j]).sum::<f32>() / 4.0;
-            unit.iter().map(|row| (row[j] - mean).powi(2)).sum::<f32>() / 4.0
-        };
-        // Root mean square of the deviations, times the root of D.
-        let expected = ((variance(0) + variance(1) + variance(2)) / 3.0).sqrt() * 3f32.sqrt();
-        assert!((spread(rows.as_flattened(), 3) - expected).abs() < 1e-6);
+    fn gate() -> Gate {
+        Gate::new(&Config::default(), Memory::default())
     }
 
     #[test]
     fn a_point_and_what_is_not_finite_are_refused() {
-        let config = Config::default();
-        assert_eq!(check(&config, &[1.0, f32::NAN], 2), Err(Refused::NotFinite));
-        let collapsed = check(&config, &[1.0, 2.0, 1.0, 2.0], 2).unwrap_err();
+        let mut gate = gate();
+        assert_eq!(gate.check(vec![1.0, f32::NAN], 2).1, Err(Refused::NotFinite));
+        let collapsed = gate.check(vec![1.0, 2.0, 1.0, 2.0], 2).1.unwrap_err();
         assert_eq!(collapsed.reason(), "collapsed");
-        assert!(check(&config, &[1.0, 0.0, 0.0, 1.0], 2).is_ok());
+        assert!(gate.check(vec![1.0, 0.0, 0.0, 1.0], 2).1.is_ok());
+    }
+
+    #[test]
+    fn a_rank_is_held_to_the_median_of_those_that_passed() {
+        let mut gate = gate();
+        // Nothing to compare with yet.
+        for n_axes in [2, 8, 8, 8] {
+            assert!(gate.check(over(n_axes), 8).1.is_ok());
+        }
+        let (looks, passed) = gate.check(over(3), 8);
+        assert!((looks.rank - 3.0).abs() < 1.0);
+        assert_eq!(passed.unwrap_err().reason(), "rank_fell");
+        assert!(gate.check(over(6), 8).1.is_ok());
+        // What it remembers goes through a checkpoint.
+        let memory = serde_json::to_string(gate.memory()).unwrap();
+        let mut restored = Gate::new(&Config::default(), serde_json::from_str(&memory).unwrap());
+        assert_eq!(restored.memory(), gate.memory());
+        assert!(restored.check(over(3), 8).1.is_err());
+        gate.forget();
+        assert!(gate.check(over(3), 8).1.is_ok());
+        for _ in 0..2 * REMEMBERED {
+            gate.check(over(8), 8).1.unwrap();
+        }
+        assert_eq!(gate.memory().ranks.len(), REMEMBERED);
     }
 }

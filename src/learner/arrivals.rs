@@ -2,51 +2,39 @@
 //! dead-letter topic, and the offsets of both until they are done.
 
 use super::Observer;
-use super::journal::Journal;
+use super::journal::{Journal, Unnoted};
+use super::lineup::Lineup;
+use super::refuse::Refuse;
 use crate::batch::assemble::Fresh;
+use crate::checkpoint::Counts;
 use crate::decode::pool::{Nothing, Outcomes};
 use crate::decode::{Decoded, Refusal};
-use crate::sink::dead_letter::{Acknowledged, DeadLetters};
+use crate::fault;
+use crate::sink::dead_letter::Acknowledged;
 use crate::source::offsets::{self, Candidate, OffsetTracker, Partition, Start};
 use crate::source::{Origin, Record};
 use anyhow::Result;
 use metrics::counter;
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use std::time::Duration;
 use tracing::debug;
-
-/// Where refused records go.
-pub struct Refuse {
-    /// The dead-letter topic; without one, refused records are counted and dropped.
-    pub letters: Option<DeadLetters>,
-    /// What its broker has acknowledged.
-    pub acknowledged: mpsc::Receiver<Acknowledged>,
-}
-
-impl Refuse {
-    /// Refused records are counted and dropped.
-    pub fn and_drop() -> Self {
-        Self { letters: None, acknowledged: mpsc::channel(1).1 }
-    }
-}
 
 /// The learner's end of the intake.
 pub(super) struct Arrivals {
     outcomes: Outcomes<Decoded>,
     has_ended: bool,
     refuse: Refuse,
-    observer: Option<Arc<dyn Observer>>,
+    observers: Vec<Arc<dyn Observer>>,
     /// A refused record that the dead-letter producer had no room for.
     held: Option<(Record, Refusal)>,
     tracker: OffsetTracker,
     learner_id: String,
     generations: u64,
-    fresh: VecDeque<Fresh>,
-    first_at: Option<Instant>,
+    lineup: Lineup,
     received: u64,
     refused: u64,
+    skipped: u64,
+    unnoted: Unnoted,
 }
 
 impl Arrivals {
@@ -55,22 +43,29 @@ impl Arrivals {
         refuse: Refuse,
         tracker: OffsetTracker,
         learner_id: &str,
-        observer: Option<Arc<dyn Observer>>,
+        observers: Vec<Arc<dyn Observer>>,
     ) -> Self {
         Self {
             outcomes,
             has_ended: false,
             refuse,
-            observer,
+            observers,
             held: None,
             tracker,
             learner_id: learner_id.to_owned(),
             generations: 0,
-            fresh: VecDeque::new(),
-            first_at: None,
+            lineup: Lineup::default(),
             received: 0,
             refused: 0,
+            skipped: 0,
+            unnoted: Unnoted::default(),
         }
+    }
+
+    /// Merges partitions in one order from now on.
+    pub(super) fn merging(mut self) -> Self {
+        self.lineup = Lineup::merging();
+        self
     }
 
     /// Takes what is ready, until `want` fresh images wait.
@@ -90,7 +85,7 @@ impl Arrivals {
     }
 
     fn wants_more(&self, want: usize) -> bool {
-        !self.has_ended && self.held.is_none() && self.fresh.len() < want
+        !self.has_ended && self.held.is_none() && self.lineup.len() < want
     }
 
     /// Waits until there is something to poll for, or a dead letter has been acknowledged.
@@ -129,26 +124,31 @@ impl Arrivals {
         }
         self.received += 1;
         counter!("selfstream_received_records_total").increment(1);
+        if record.is_skipped {
+            self.skipped(&record.origin, record.generation);
+            self.unnoted.skipped.push(record.origin);
+            counter!("selfstream_skipped_images_total", "reason" => "pace").increment(1);
+            return Ok(());
+        }
+        let place = (Partition::from(&record.origin), record.origin.offset);
         match outcome {
             Ok(pixels) => {
-                if let Some(observer) = &self.observer {
-                    observer.arrived(&record);
-                }
-                self.first_at.get_or_insert_with(Instant::now);
-                self.fresh.push_back(Fresh {
+                self.observers.iter().for_each(|observer| observer.arrived(&record));
+                let fresh = Fresh {
                     origin: record.origin,
                     generation: record.generation,
                     bytes: record.bytes,
                     pixels,
                     timestamp_ms: record.timestamp_ms,
-                });
-                Ok(())
+                };
+                self.lineup.push(&place, Some(fresh))
             }
             Err(refusal) => {
                 let reason = refusal.reason();
                 debug!(origin = %record.origin, reason, %refusal, "refused");
                 counter!("selfstream_refused_records_total", "reason" => reason).increment(1);
                 self.held = Some((record, refusal));
+                self.lineup.push(&place, None)?;
                 self.retry_held()
             }
         }
@@ -163,6 +163,7 @@ impl Arrivals {
             None => {
                 self.refused += 1;
                 self.tracker.done(&record.origin, record.generation);
+                self.unnoted.refused.push(record.origin);
             }
         }
         Ok(())
@@ -178,6 +179,7 @@ impl Arrivals {
         journal: Option<&mut Journal>,
         step: u64,
     ) -> Result<()> {
+        fault::die_at("dead_letter_acknowledged");
         let Acknowledged { origin, generation } = acknowledged;
         if self.tracker.done(origin, *generation) {
             self.refused += 1;
@@ -188,25 +190,37 @@ impl Arrivals {
         Ok(())
     }
 
+    /// What was done on arrival since this was asked last.
+    pub(super) fn unnoted(&mut self) -> Unnoted {
+        std::mem::take(&mut self.unnoted)
+    }
+
+    /// Marks a record as done that is not learned and not refused.
+    pub(super) fn skipped(&mut self, origin: &Origin, generation: u64) {
+        if self.tracker.done(origin, generation) {
+            self.skipped += 1;
+        }
+    }
+
     /// Marks an image as learned.
     pub(super) fn learned(&mut self, origin: &Origin, generation: u64) {
         self.tracker.done(origin, generation);
     }
 
-    /// Takes the `n` oldest fresh images.
+    /// Takes the `n` fresh images that are first in line.
     pub(super) fn take(&mut self, n: usize) -> Vec<Fresh> {
-        let taken = self.fresh.drain(..n.min(self.fresh.len())).collect();
-        self.first_at = (!self.fresh.is_empty()).then(Instant::now);
-        taken
+        self.lineup.take(n)
     }
 
     /// Gives back images that were taken but not learned, but for those of revoked partitions.
     pub(super) fn give_back(&mut self, images: Vec<Fresh>) {
-        for image in images.into_iter().rev() {
-            if self.tracker.is_current(&image.origin, image.generation) {
-                self.fresh.push_front(image);
-            }
-        }
+        self.lineup.give_back(images);
+        self.drop_stale();
+    }
+
+    fn drop_stale(&mut self) {
+        let tracker = &self.tracker;
+        self.lineup.retain(|image| tracker.is_current(&image.origin, image.generation));
     }
 
     /// Begins with `candidates`; says where.
@@ -217,18 +231,33 @@ impl Arrivals {
             self.generations += 1;
             let (partition, generation) = (candidate.partition, self.generations);
             self.tracker.assign(partition.clone(), generation, offset);
+            self.lineup.assign(&partition, offset);
             Start { partition, offset, generation, lost }
         };
-        candidates.into_iter().map(assign).collect()
+        let starts = candidates.into_iter().map(assign).collect();
+        self.drop_stale();
+        starts
     }
 
     /// Gives `partitions` up and forgets what waits of them.
     pub(super) fn revoke(&mut self, partitions: &[Partition]) {
         for partition in partitions {
             self.tracker.revoke(partition);
+            self.lineup.revoke(partition);
         }
-        let tracker = &self.tracker;
-        self.fresh.retain(|image| tracker.is_current(&image.origin, image.generation));
+        self.drop_stale();
+    }
+
+    /// Forgets what arrived since a checkpoint, whose offsets are `tracker`'s and whose counts of this
+    /// process are `here`.
+    pub(super) fn go_back(&mut self, tracker: OffsetTracker, here: Counts) {
+        self.lineup.clear();
+        self.unnoted = Unnoted::default();
+        self.held = None;
+        let Counts { learned, refused, skipped } = here;
+        self.tracker = tracker;
+        self.received = learned + refused + skipped;
+        (self.refused, self.skipped) = (refused, skipped);
     }
 
     /// Lets dead letters that are under way arrive, for at most `timeout`.
@@ -239,11 +268,11 @@ impl Arrivals {
     }
 
     pub(super) fn n_fresh(&self) -> usize {
-        self.fresh.len()
+        self.lineup.len()
     }
 
     pub(super) fn waited(&self) -> Duration {
-        self.first_at.map_or(Duration::ZERO, |at| at.elapsed())
+        self.lineup.waited()
     }
 
     pub(super) fn tracker(&self) -> &OffsetTracker {
@@ -257,5 +286,10 @@ impl Arrivals {
     /// Records refused in this process.
     pub(super) fn n_refused(&self) -> u64 {
         self.refused
+    }
+
+    /// Records done in this process that were neither learned nor refused.
+    pub(super) fn n_skipped(&self) -> u64 {
+        self.skipped
     }
 }

@@ -9,6 +9,7 @@
 use super::Observer;
 use super::trainer::StepReport;
 use crate::checkpoint::write_atomically;
+use crate::gate::monitor::Figures;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -32,9 +33,12 @@ pub struct Entry {
     pub loss: Option<f32>,
     /// Learning rate of the last step.
     pub rate: f64,
-    /// Spread of the candidate's embeddings ([`crate::gate::spread`]): the standard deviation of
-    /// their coordinates as a share of what fills the sphere evenly. Unset where it is not finite.
+    /// Spread of the candidate's embeddings ([`crate::gate::monitor::spread`]): the standard deviation
+    /// of their coordinates as a share of what fills the sphere evenly. Unset where it is not finite.
     pub spread: Option<f32>,
+    /// Monitors of the embeddings that training made last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitors: Option<Figures>,
     /// Prequential kNN accuracy, where it is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
@@ -58,7 +62,7 @@ pub(super) struct History {
     file: File,
     n_lines: usize,
     losses: Losses,
-    observer: Option<Arc<dyn Observer>>,
+    observers: Vec<Arc<dyn Observer>>,
 }
 
 /// What happened since the last line.
@@ -76,6 +80,7 @@ pub(super) struct Candidate {
     pub(super) spread: f32,
     pub(super) version: Option<String>,
     pub(super) time_ms: i64,
+    pub(super) monitors: Option<Figures>,
 }
 
 impl History {
@@ -83,18 +88,32 @@ impl History {
     ///
     /// # Errors
     /// Whatever the file system reports.
-    pub(super) fn open(dir: &Path, step: u64, observer: Option<Arc<dyn Observer>>) -> Result<Self> {
+    pub(super) fn open(dir: &Path, step: u64, observers: Vec<Arc<dyn Observer>>) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let path = dir.join(FILE_NAME);
         let file = append(&path)?;
         let text = text(&path)?;
         file.set_len(text.len() as u64).context("cutting the history's broken line off")?;
-        let mut history =
-            Self { n_lines: text.lines().count(), path, file, losses: Losses::default(), observer };
+        let mut history = Self {
+            n_lines: text.lines().count(),
+            path,
+            file,
+            losses: Losses::default(),
+            observers,
+        };
         if history.n_lines > 0 {
-            history.write(&Line::Restored { restored_step: step })?;
+            history.restored(step)?;
         }
         Ok(history)
+    }
+
+    /// Voids the lines after `step`.
+    ///
+    /// # Errors
+    /// Whatever the file system reports.
+    pub(super) fn restored(&mut self, step: u64) -> Result<()> {
+        self.losses = Losses::default();
+        self.write(&Line::Restored { restored_step: step })
     }
 
     /// Notes a step.
@@ -113,11 +132,21 @@ impl History {
         if n_steps == 0 {
             return Ok(());
         }
-        let Candidate { step, images_learned, spread, version, time_ms } = candidate;
+        let Candidate { step, images_learned, spread, version, time_ms, monitors } = candidate;
         let loss = Some((sum / n_steps as f64) as f32).filter(|loss| loss.is_finite());
         let spread = Some(spread).filter(|spread| spread.is_finite());
-        let accuracy = self.observer.as_ref().and_then(|observer| observer.accuracy());
-        let entry = Entry { step, images_learned, loss, rate, spread, accuracy, version, time_ms };
+        let accuracy = self.observers.iter().find_map(|observer| observer.accuracy());
+        let entry = Entry {
+            step,
+            images_learned,
+            loss,
+            rate,
+            spread,
+            monitors,
+            accuracy,
+            version,
+            time_ms,
+        };
         self.write(&Line::Entry(entry))
     }
 
@@ -186,10 +215,12 @@ mod tests {
 
     /// Takes a step of `loss` and notes a candidate at `step`.
     fn note(history: &mut History, step: u64, loss: f32) {
-        history.stepped(&StepReport { loss, rate: 0.5, took: Duration::ZERO });
+        history.stepped(&StepReport { loss, rate: 0.5, took: Duration::ZERO, is_taken: true });
         let version = Some(format!("v{step}"));
         let (images_learned, spread, time_ms) = (10 * step, 0.25, 7);
-        history.note(Candidate { step, images_learned, spread, version, time_ms }).unwrap();
+        let monitors = Some(Figures { rankme: 3.5, ..Figures::default() });
+        let candidate = Candidate { step, images_learned, spread, version, time_ms, monitors };
+        history.note(candidate).unwrap();
     }
 
     fn steps(dir: &Path) -> Vec<u64> {
@@ -200,8 +231,8 @@ mod tests {
     fn what_was_noted_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("snapshots");
-        let mut history = History::open(&folder, 0, None).unwrap();
-        history.stepped(&StepReport { loss: 1.0, rate: 0.1, took: Duration::ZERO });
+        let mut history = History::open(&folder, 0, vec![]).unwrap();
+        history.stepped(&StepReport { loss: 1.0, rate: 0.1, took: Duration::ZERO, is_taken: true });
         note(&mut history, 2, 4.0);
         note(&mut history, 3, f32::NAN);
         let entries = read(&folder.join(FILE_NAME)).unwrap();
@@ -211,6 +242,7 @@ mod tests {
             loss: Some(2.5),
             rate: 0.5,
             spread: Some(0.25),
+            monitors: Some(Figures { rankme: 3.5, ..Figures::default() }),
             accuracy: None,
             version: Some("v2".to_owned()),
             time_ms: 7,
@@ -223,20 +255,26 @@ mod tests {
     #[test]
     fn steps_after_a_restored_one_are_void() {
         let dir = tempfile::tempdir().unwrap();
-        let mut history = History::open(dir.path(), 0, None).unwrap();
+        let mut history = History::open(dir.path(), 0, vec![]).unwrap();
         [10, 20, 30].into_iter().for_each(|step| note(&mut history, step, 1.0));
         drop(history);
-        let mut history = History::open(dir.path(), 20, None).unwrap();
+        let mut history = History::open(dir.path(), 20, vec![]).unwrap();
         assert_eq!(steps(dir.path()), [10, 20]);
         // Published as it was restored: nothing has happened, so there is nothing to note.
-        let candidate =
-            Candidate { step: 20, images_learned: 0, spread: 0.0, version: None, time_ms: 0 };
+        let candidate = Candidate {
+            step: 20,
+            images_learned: 0,
+            spread: 0.0,
+            version: None,
+            time_ms: 0,
+            monitors: None,
+        };
         history.note(candidate).unwrap();
         note(&mut history, 25, 1.0);
         drop(history);
         assert_eq!(steps(dir.path()), [10, 20, 25]);
         // A run that begins afresh in the folder of another has a history of its own.
-        let mut history = History::open(dir.path(), 0, None).unwrap();
+        let mut history = History::open(dir.path(), 0, vec![]).unwrap();
         note(&mut history, 5, 1.0);
         assert_eq!(steps(dir.path()), [5]);
     }
@@ -245,7 +283,7 @@ mod tests {
     fn a_line_that_was_cut_off_is_passed_over_and_the_next_stands_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE_NAME);
-        let mut history = History::open(dir.path(), 0, None).unwrap();
+        let mut history = History::open(dir.path(), 0, vec![]).unwrap();
         [10, 20].into_iter().for_each(|step| note(&mut history, step, 1.0));
         drop(history);
         let whole = fs::read(&path).unwrap();
@@ -253,7 +291,7 @@ mod tests {
             fs::write(&path, &whole[..len]).unwrap();
             let n_whole = whole[..len].iter().filter(|byte| **byte == b'\n').count();
             assert_eq!(steps(dir.path()).len(), n_whole);
-            let mut history = History::open(dir.path(), 15, None).unwrap();
+            let mut history = History::open(dir.path(), 15, vec![]).unwrap();
             note(&mut history, 16, 1.0);
             let expected: &[u64] = if n_whole == 0 { &[16] } else { &[10, 16] };
             assert_eq!(steps(dir.path()), expected, "cut off at {len}");
@@ -264,7 +302,7 @@ mod tests {
     fn a_damaged_line_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE_NAME);
-        note(&mut History::open(dir.path(), 0, None).unwrap(), 1, 1.0);
+        note(&mut History::open(dir.path(), 0, vec![]).unwrap(), 1, 1.0);
         fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\": 2}\n").unwrap();
         let error = read(&path).unwrap_err().to_string();
         assert!(error.contains("line 2 of"), "{error}");
@@ -273,7 +311,7 @@ mod tests {
     #[test]
     fn a_long_history_is_thinned_and_keeps_both_ends() {
         let dir = tempfile::tempdir().unwrap();
-        let mut history = History::open(dir.path(), 0, None).unwrap();
+        let mut history = History::open(dir.path(), 0, vec![]).unwrap();
         let last = 2 * MAX_LINES as u64;
         (1..=last).for_each(|step| note(&mut history, step, 1.0));
         let kept = steps(dir.path());

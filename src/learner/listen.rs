@@ -22,6 +22,7 @@ enum Event {
 impl Learner {
     /// Answers the source and takes what has arrived, without waiting.
     pub(super) fn listen(&mut self) -> Result<()> {
+        self.tell_of_going_back();
         while let Some(controls) = &mut self.controls
             && let Ok(control) = controls.try_recv()
         {
@@ -30,7 +31,17 @@ impl Learner {
         for acknowledged in self.arrivals.acknowledgements() {
             self.acknowledge(&acknowledged)?;
         }
-        self.arrivals.poll(FRESH_BATCHES * self.batch.images)
+        self.arrivals.poll(FRESH_BATCHES * self.batch.images)?;
+        self.note_unnoted()
+    }
+
+    /// Tells the journal what was done on arrival.
+    fn note_unnoted(&mut self) -> Result<()> {
+        let unnoted = self.arrivals.unnoted();
+        match &mut self.journal {
+            Some(journal) => journal.note(self.trainer.progress().steps, &unnoted),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn acknowledge(&mut self, acknowledged: &Acknowledged) -> Result<()> {
@@ -63,8 +74,9 @@ impl Learner {
                 if let Some(acknowledged) = acknowledged? {
                     self.acknowledge(&acknowledged)?;
                 }
+                self.note_unnoted()?;
             }
-            Event::Deadline if self.state.is_due() => self.checkpoint()?,
+            Event::Deadline if self.is_checkpoint_due() => self.checkpoint()?,
             Event::Deadline | Event::Stop => {}
         }
         Ok(())
@@ -73,22 +85,31 @@ impl Learner {
     pub(super) fn answer(&mut self, control: Control) -> Result<()> {
         match control {
             Control::Assign { candidates, reply } => {
+                let starts = self.arrivals.assign(candidates);
+                // What was taken of a partition that begins anew will come again.
+                self.take_order_back()?;
                 // A source that no longer waits has ended.
-                drop(reply.send(self.arrivals.assign(candidates)));
+                drop(reply.send(starts));
             }
             Control::Revoke { partitions, reply } => {
                 self.arrivals.revoke(&partitions);
-                if self.is_ordered {
-                    let order = self.assembler.take()?.order;
-                    self.is_ordered = false;
-                    self.arrivals.give_back(order.fresh);
-                }
+                self.take_order_back()?;
                 let mut commit = self.write_checkpoint()?;
                 let next = self.arrivals.tracker().next_offsets();
                 let revoked = next.into_iter().filter(|(key, _)| partitions.contains(key));
                 commit.offsets = revoked.collect();
                 drop(reply.send(commit));
             }
+        }
+        Ok(())
+    }
+
+    /// Gives back the images of the batch that is ordered, if one is, but for those that are not ours now.
+    fn take_order_back(&mut self) -> Result<()> {
+        if self.is_ordered {
+            let order = self.assembler.take()?.order;
+            self.is_ordered = false;
+            self.arrivals.give_back(order.fresh);
         }
         Ok(())
     }

@@ -4,38 +4,52 @@ pub mod alignment;
 mod arrivals;
 pub(crate) mod backbone;
 pub mod beginning;
+mod go_back;
+pub mod health;
 pub mod history;
 mod journal;
+mod learn;
+mod lineup;
 mod listen;
+mod memory;
+mod merge;
 mod observer;
+pub mod on_drift;
 mod open;
 pub mod optimizer;
 mod publish;
+mod refuse;
 mod run;
 pub mod schedule;
 mod served;
+mod stable;
 mod state;
 mod target;
 pub mod trainer;
 mod views;
 mod vitals;
 
-pub use arrivals::Refuse;
 pub use observer::Observer;
 pub use open::{Inputs, Limits, Settings};
+pub use refuse::Refuse;
 pub use state::learner_id;
 pub use vitals::{Summary, Vitals};
 
 use crate::batch;
 use crate::batch::assemble::{Assembler, ViewSpec};
 use crate::checkpoint::Counts;
+use crate::events::Events;
+use crate::gate::monitor::Window;
 use crate::replay::repeats::Repeats;
 use crate::replay::sketch::Sketcher;
 use crate::replay::{Entry, Replay};
 use crate::setting::{Invalid, within};
-use crate::source::{Commit, Control};
+use crate::source::{Control, Told};
 use arrivals::Arrivals;
+use health::Health;
 use journal::Journal;
+use memory::Shape;
+use on_drift::OnDrift;
 use publish::Publisher;
 use serde::{Deserialize, Serialize};
 use state::State;
@@ -61,6 +75,10 @@ pub struct Config {
     pub near_duplicates: NearDuplicates,
     /// Alignment with a past encoder.
     pub alignment: alignment::Config,
+    /// When to go back to an older checkpoint.
+    pub recovery: health::Config,
+    /// What to do when what arrives has changed.
+    pub on_drift: on_drift::Config,
 }
 
 /// How much near-duplicates count as negatives of each other.
@@ -109,6 +127,8 @@ impl Config {
         self.optimizer.validate()?;
         self.schedule.validate()?;
         self.alignment.validate()?;
+        self.recovery.validate()?;
+        self.on_drift.validate()?;
         let weight = self.near_duplicates.weight();
         within("learner.near_duplicates", weight, 0.0..=1.0, NEAR_DUPLICATES)
     }
@@ -124,12 +144,17 @@ pub struct Learner {
     repeats: Repeats,
     /// The weight of near-duplicates among negatives.
     near_duplicates: f32,
-    /// Images learned in the last step: offered to the buffer after the next draw, so that a batch
-    /// can be drawn while the one before it is learned.
+    /// See [`memory::Memory::pending`].
     pending: Vec<Entry>,
+    shape: Shape,
     assembler: Assembler,
     is_ordered: bool,
     publisher: Publisher,
+    events: Events,
+    health: Health,
+    on_drift: OnDrift,
+    /// What the embeddings of the last steps look like.
+    window: Window,
     state: State,
     journal: Option<Journal>,
     losses: Losses,
@@ -140,7 +165,9 @@ pub struct Learner {
     views: ViewSpec,
     limits: Limits,
     controls: Option<mpsc::Receiver<Control>>,
-    commits: mpsc::Sender<Commit>,
+    told: mpsc::Sender<Told>,
+    /// Whether the source has yet to be told that we went back.
+    owes_going_back: bool,
     vitals: watch::Sender<Vitals>,
     stop: CancellationToken,
     runtime: Handle,

@@ -1,26 +1,31 @@
 //! What a learner is made from, and how it begins: restored, or afresh.
 
-use super::arrivals::{Arrivals, Refuse};
+use super::arrivals::Arrivals;
+use super::health::{self, Health};
 use super::history::History;
 use super::journal::Journal;
+use super::memory::{Memory, Shape};
+use super::on_drift::{self, OnDrift};
 use super::publish::Publisher;
-use super::state::{self, State};
+use super::refuse::Refuse;
+use super::stable::Stable;
+use super::state::State;
 use super::trainer::Trainer;
 use super::vitals::{Losses, Vitals};
 use super::{Learner, Observer};
 use crate::batch;
 use crate::batch::assemble::{Assembler, ViewSpec};
-use crate::checkpoint::{self, Counts};
+use crate::checkpoint::{self, Manifest};
 use crate::decode::Decoded;
 use crate::decode::pool::Outcomes;
 use crate::encoder::Architecture;
-use crate::gate;
+use crate::events::Events;
+use crate::gate::monitor::Window;
+use crate::gate::{self, Gate};
 use crate::replay;
-use crate::replay::repeats::Repeats;
 use crate::replay::sketch::Sketcher;
-use crate::snapshot::{self, Registry};
-use crate::source::offsets::OffsetTracker;
-use crate::source::{Commit, Control};
+use crate::snapshot::{self, Registry, Snapshot};
+use crate::source::{Control, Told};
 use anyhow::Result;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,12 +47,18 @@ pub struct Settings {
     pub snapshot: snapshot::Config,
     /// What it must pass before.
     pub gate: gate::Config,
+    /// When learning goes back to an older checkpoint.
+    pub recovery: health::Config,
+    /// What it does when what arrives has changed.
+    pub on_drift: on_drift::Config,
     /// The encoder's kind.
     pub architecture: Architecture,
     /// What the views are like.
     pub views: ViewSpec,
     /// Threads that make them.
     pub view_threads: usize,
+    /// Whether partitions are merged in one order, whatever order they arrive in.
+    pub is_deterministic: bool,
     /// When to end.
     pub limits: Limits,
     /// A journal of what is done, for tests.
@@ -69,12 +80,14 @@ pub struct Inputs {
     pub refuse: Refuse,
     /// What the source asks.
     pub controls: mpsc::Receiver<Control>,
-    /// Tells the source what may be committed.
-    pub commits: mpsc::Sender<Commit>,
+    /// Tells the source what may be committed, and when to go back.
+    pub told: mpsc::Sender<Told>,
     /// Takes the published versions.
     pub registry: Arc<Registry>,
-    /// Looks on as records arrive.
-    pub observer: Option<Arc<dyn Observer>>,
+    /// Look on as records arrive.
+    pub observers: Vec<Arc<dyn Observer>>,
+    /// Where it tells what happens to it.
+    pub events: Events,
     /// Shows how it goes.
     pub vitals: watch::Sender<Vitals>,
     /// Cancelled when the run is to end.
@@ -94,48 +107,44 @@ impl Learner {
         learner_id: &str,
         inputs: Inputs,
     ) -> Result<Self> {
-        let side_px = settings.views.preprocess.side_px;
-        let (state, restored) = State::open(&settings.checkpoint, learner_id, side_px)?;
-        let mut replay = settings.replay.build(settings.views.seed);
-        let bits = settings.views.decode.duplicate_bits;
-        let mut repeats = Repeats::new(settings.replay.duplicate_window, bits);
-        let (mut pending, mut counts, mut tracker) =
-            (vec![], Counts::default(), OffsetTracker::default());
-        if let Some(restored) = restored {
-            state::restore_trainer(&mut trainer, &restored, side_px)?;
-            let buffer = state::restore_replay((&mut *replay, &mut repeats), restored);
-            tracker = OffsetTracker::restore(buffer.manifest.next_offsets());
-            (pending, counts) = (buffer.pending, buffer.manifest.counts);
-        }
-        let sketcher = replay.wants_sketches().then(|| {
-            trainer.remember_features();
-            Sketcher::new(trainer.plan().feature_dim, settings.views.seed)
-        });
+        let shape = Shape {
+            replay: settings.replay.clone(),
+            seed: settings.views.seed,
+            duplicate_bits: settings.views.decode.duplicate_bits,
+            side_px: settings.views.preprocess.side_px,
+        };
+        let (state, restored) = State::open(&settings.checkpoint, learner_id, shape.side_px)?;
+        let is_fresh = restored.is_none();
+        let (memory, manifest) = match restored {
+            Some(restored) => Memory::restored(&shape, &mut trainer, restored)?,
+            None => (Memory::fresh(&shape), Manifest::default()),
+        };
+        let Memory { replay, repeats, pending, tracker, counts } = memory;
+        let feature_dim = trainer.plan().feature_dim;
+        let sketcher = replay.wants_sketches().then(|| Sketcher::new(feature_dim, shape.seed));
+        let step = trainer.progress().steps;
         let mut journal = settings.journal.as_deref().map(Journal::open).transpose()?;
         if let Some(journal) = &mut journal {
-            journal.restored(trainer.progress().steps)?;
+            journal.restored(step, counts)?;
         }
-        let step = trainer.progress().steps;
-        let observer = inputs.observer;
-        let open_history = |dir| History::open(dir, step, observer.clone());
-        let history = settings.snapshot.dir.as_deref().map(open_history).transpose()?;
-        let publisher = Publisher::new(
-            &settings.snapshot,
-            &settings.gate,
-            (settings.architecture, settings.views.preprocess.clone()),
-            inputs.registry,
-            history,
-        );
+        let publisher = open_publisher(&settings, &manifest, &trainer, &inputs)?;
+        let Inputs { outcomes, refuse, observers, .. } = inputs;
+        let arrivals = Arrivals::new(outcomes, refuse, tracker, learner_id, observers);
         let mut learner = Self {
-            arrivals: Arrivals::new(inputs.outcomes, inputs.refuse, tracker, learner_id, observer),
+            arrivals: if settings.is_deterministic { arrivals.merging() } else { arrivals },
             replay,
             sketcher,
             repeats,
             near_duplicates: settings.near_duplicates,
             pending,
+            shape,
             views: settings.views.clone(),
             is_ordered: false,
             publisher,
+            health: Health::new(&settings.recovery, manifest.rollbacks, step),
+            on_drift: OnDrift::new(&settings.on_drift, &inputs.events, manifest.changes),
+            events: inputs.events,
+            window: Window::default(),
             state,
             journal,
             losses: Losses::default(),
@@ -144,7 +153,8 @@ impl Learner {
             batch: settings.batch,
             limits: settings.limits,
             controls: Some(inputs.controls),
-            commits: inputs.commits,
+            told: inputs.told,
+            owes_going_back: false,
             vitals: inputs.vitals,
             stop: inputs.stop,
             runtime: inputs.runtime,
@@ -152,6 +162,50 @@ impl Learner {
             assembler: Assembler::start(settings.views, settings.view_threads)?,
         };
         learner.publish_restored()?;
+        if is_fresh {
+            // What may have to be gone back to before the next one is due.
+            learner.write_checkpoint()?;
+        }
         Ok(learner)
     }
+}
+
+fn open_publisher(
+    settings: &Settings,
+    manifest: &Manifest,
+    trainer: &Trainer,
+    inputs: &Inputs,
+) -> Result<Publisher> {
+    let step = trainer.progress().steps;
+    let open_history = |dir| History::open(dir, step, inputs.observers.clone());
+    let history = settings.snapshot.dir.as_deref().map(open_history).transpose()?;
+    let stable = read_stable(&settings.snapshot, manifest, trainer)?;
+    stable.iter().for_each(|stable| inputs.registry.promote(Arc::clone(stable)));
+    Ok(Publisher::new(
+        &settings.snapshot,
+        (
+            Gate::new(&settings.gate, manifest.gate.clone()),
+            Stable::new(settings.gate.stable_after_steps, stable),
+        ),
+        (settings.architecture, settings.views.preprocess.clone()),
+        Arc::clone(&inputs.registry),
+        history,
+        inputs.events.clone(),
+    ))
+}
+
+/// The version that was stable, if it is still kept.
+fn read_stable(
+    config: &snapshot::Config,
+    manifest: &Manifest,
+    trainer: &Trainer,
+) -> Result<Option<Arc<Snapshot>>> {
+    let (Some(dir), Some(version)) = (&config.dir, &manifest.stable_version) else {
+        return Ok(None);
+    };
+    let path = snapshot::path_of(dir, version);
+    if !path.exists() {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(snapshot::read(&path, trainer.device())?)))
 }

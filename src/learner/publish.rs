@@ -1,12 +1,15 @@
 //! Snapshots go live: when, after which checks, and how fresh they are.
 
 use super::history::{Candidate, History};
+use super::stable::Stable;
 use super::trainer::{StepReport, Trainer};
 use super::vitals::Freshness;
 use crate::augment::Preprocess;
 use crate::encoder::Architecture;
-use crate::gate;
-use crate::snapshot::{self, Encoded, Provenance, Registry};
+use crate::events::{Event, Events};
+use crate::gate::monitor::Figures;
+use crate::gate::{self, Gate};
+use crate::snapshot::{self, Encoded, Provenance, Registry, Snapshot};
 use anyhow::Result;
 use metrics::{counter, gauge, histogram};
 use std::sync::Arc;
@@ -16,15 +19,25 @@ use tracing::{info, warn};
 /// Images whose wait is measured at a publication; more learned in between are not sampled.
 const WAITING_IMAGES: usize = 100_000;
 
+/// How far the run has come, beside its steps.
+#[derive(Clone, Copy)]
+pub(super) struct Done {
+    pub(super) images_learned: u64,
+    /// Changes of what arrives.
+    pub(super) changes: u64,
+}
+
 /// Publishes the encoder.
 pub(super) struct Publisher {
     config: snapshot::Config,
-    gate: gate::Config,
+    gate: Gate,
+    stable: Stable,
     architecture: Architecture,
     preprocess: Preprocess,
     registry: Arc<Registry>,
     /// Kept where snapshots are.
     history: Option<History>,
+    events: Events,
     last_at: Instant,
     last_step: u64,
     version: Option<String>,
@@ -37,18 +50,21 @@ pub(super) struct Publisher {
 impl Publisher {
     pub(super) fn new(
         config: &snapshot::Config,
-        gate: &gate::Config,
+        (gate, stable): (Gate, Stable),
         (architecture, preprocess): (Architecture, Preprocess),
         registry: Arc<Registry>,
         history: Option<History>,
+        events: Events,
     ) -> Self {
         Self {
             config: config.clone(),
-            gate: gate.clone(),
+            gate,
+            stable,
             architecture,
             preprocess,
             registry,
             history,
+            events,
             last_at: Instant::now(),
             last_step: 0,
             version: None,
@@ -87,54 +103,89 @@ impl Publisher {
     }
 
     /// Takes a snapshot, checks it on `probe`, flat `[N, H, W, C]`, and makes it the latest if it
-    /// passes.
+    /// passes. Returns whether it did; `monitors` are for the history.
     ///
     /// # Errors
     /// Whatever the device or the snapshot folder report; a candidate that does not pass is none.
     pub(super) fn publish(
         &mut self,
         trainer: &Trainer,
-        images_learned: u64,
-        (probe, n_probe): (Vec<f32>, usize),
-    ) -> Result<()> {
+        Done { images_learned, changes }: Done,
+        (probe, n_probe): (&[f32], usize),
+        monitors: Option<Figures>,
+    ) -> Result<bool> {
         let step = trainer.progress().steps;
         (self.last_at, self.last_step) = (Instant::now(), step);
-        let provenance =
-            Provenance { step, images_learned, created_ms: now_ms(), parent: self.version.clone() };
+        let parent = self.version.clone();
+        let provenance = Provenance { step, images_learned, changes, created_ms: now_ms(), parent };
         let arrays = trainer.served()?;
         let device = trainer.device();
         let encoded =
             Encoded::new(self.architecture, &self.preprocess, &arrays, provenance, device)?;
         let encoder = &encoded.snapshot.encoder;
-        let embeddings = encoder.embed(probe, n_probe)?;
-        let checked = gate::check(&self.gate, &embeddings, encoder.feature_dim());
+        let embeddings = encoder.embed(probe.to_vec(), n_probe)?;
+        let (looks, passed) = self.gate.check(embeddings, encoder.feature_dim());
         if let Some(history) = &mut self.history {
-            let spread = gate::spread(&embeddings, encoder.feature_dim());
-            let version = checked.is_ok().then(|| encoded.snapshot.version.clone());
+            let version = passed.is_ok().then(|| encoded.snapshot.version.clone());
             let time_ms = encoded.snapshot.provenance.created_ms;
-            history.note(Candidate { step, images_learned, spread, version, time_ms })?;
+            let spread = looks.spread;
+            let candidate = Candidate { step, images_learned, spread, version, time_ms, monitors };
+            history.note(candidate)?;
         }
-        let spread = match checked {
-            Ok(spread) => spread,
-            Err(refused) => {
-                warn!(step, reason = %refused, "this encoder does not go live");
-                let reason = refused.reason();
-                counter!("selfstream_snapshots_refused_total", "reason" => reason).increment(1);
-                return Ok(());
-            }
-        };
-        gauge!("selfstream_embedding_spread_ratio").set(spread);
+        if let Err(refused) = passed {
+            warn!(step, reason = %refused, "this encoder does not go live");
+            let reason = refused.reason();
+            counter!("selfstream_snapshots_refused_total", "reason" => reason).increment(1);
+            self.events.tell(Event::Refused { step, reason });
+            self.stable.refused();
+            return Ok(false);
+        }
+        gauge!("selfstream_embedding_spread_ratio").set(looks.spread);
+        gauge!("selfstream_embedding_rankme_ratio").set(looks.rank);
         if let Some(dir) = &self.config.dir {
-            encoded.write(dir, self.config.keep)?;
+            encoded.write(dir, self.config.keep, self.stable.version())?;
         }
-        let version = encoded.snapshot.version.clone();
-        info!(step, images_learned, spread, version = &version[..12], "published");
-        self.registry.publish(Arc::new(encoded.snapshot));
+        self.go_live(encoded.snapshot, (probe, n_probe))?;
+        Ok(true)
+    }
+
+    fn go_live(&mut self, snapshot: Snapshot, probe: (&[f32], usize)) -> Result<()> {
+        let Provenance { step, images_learned, .. } = snapshot.provenance;
+        let version = snapshot.version.clone();
+        info!(step, images_learned, version = &version[..12], "published");
+        let snapshot = Arc::new(snapshot);
+        self.registry.publish(Arc::clone(&snapshot));
+        self.events.tell(Event::Published { version: version.clone(), step });
         self.version = Some(version);
         self.published += 1;
         counter!("selfstream_snapshots_published_total").increment(1);
         self.measure_freshness();
+        if let Some(stable) = self.stable.passed(&snapshot, probe)? {
+            let (version, step) = (stable.version.clone(), stable.provenance.step);
+            info!(step, version = &version[..12], "stable");
+            self.events.tell(Event::Stable { version, step });
+            self.registry.promote(stable);
+        }
         Ok(())
+    }
+
+    /// Takes the ranks of the next candidates for usual.
+    pub(super) fn forget_usual_ranks(&mut self) {
+        self.gate.forget();
+    }
+
+    /// The learner has gone back to `step`.
+    ///
+    /// # Errors
+    /// A history that cannot be written.
+    pub(super) fn went_back(&mut self, step: u64) -> Result<()> {
+        self.stable.refused();
+        self.last_step = step;
+        self.waiting_ms.clear();
+        match &mut self.history {
+            Some(history) => history.restored(step),
+            None => Ok(()),
+        }
     }
 
     fn measure_freshness(&mut self) {
@@ -148,6 +199,15 @@ impl Publisher {
 
     pub(super) fn version(&self) -> Option<String> {
         self.version.clone()
+    }
+
+    pub(super) fn stable_version(&self) -> Option<&str> {
+        self.stable.version()
+    }
+
+    /// What the gate remembers.
+    pub(super) fn gate_memory(&self) -> &gate::Memory {
+        self.gate.memory()
     }
 
     pub(super) fn published(&self) -> u64 {

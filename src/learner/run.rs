@@ -1,20 +1,18 @@
 //! The learner's loop: arrivals to batches, batches to steps, steps to snapshots and checkpoints.
 
 use super::Learner;
+use super::publish::Done;
 use super::state::Parts;
-use super::trainer::StepReport;
 use super::vitals::{Summary, Vitals};
 use crate::augment::ViewGroup;
-use crate::batch::assemble::{Batch, Fresh, Order, ViewSpec, assemble};
+use crate::batch::assemble::{Batch, Order, ViewSpec, assemble};
 use crate::batch::{Decision, Supply, decide};
 use crate::checkpoint::Counts;
-use crate::decode::fingerprint::difference;
-use crate::objective::parts::negatives::NegativeWeights;
-use crate::replay::sketch::Sketch;
-use crate::replay::{self, Entry};
-use crate::source::{Commit, Origin};
-use anyhow::{Context, Result};
-use metrics::{counter, gauge, histogram};
+use crate::gate::monitor::Figures;
+use crate::replay::{self, Policy};
+use crate::source::{Commit, Told};
+use anyhow::Result;
+use metrics::gauge;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -25,11 +23,28 @@ const FLUSH: Duration = Duration::from_secs(5);
 impl Learner {
     /// A restored encoder serves at once, if it passes the gate.
     pub(super) fn publish_restored(&mut self) -> Result<()> {
-        if self.trainer.progress().steps == 0 { Ok(()) } else { self.publish() }
+        if self.trainer.progress().steps == 0 { Ok(()) } else { self.publish(None) }
     }
 
-    /// Publishes the encoder as it is, checked on replayed images.
-    fn publish(&mut self) -> Result<()> {
+    /// Publishes the encoder as it is, checked on `probe`, views of as many images, or on replayed ones.
+    pub(super) fn publish(&mut self, probe: Option<(Vec<f32>, usize)>) -> Result<()> {
+        let (probe, n_probe) = match probe {
+            Some(probe) => probe,
+            None => self.replayed_probe()?,
+        };
+        let monitors = self.window.figures();
+        monitors.iter().for_each(Figures::show);
+        let (learned, step) = (self.counts().learned, self.trainer.progress().steps);
+        let probe = (&probe[..], n_probe);
+        let done = Done { images_learned: learned, changes: self.on_drift.changes() };
+        let has_passed = self.publisher.publish(&self.trainer, done, probe, monitors)?;
+        if self.health.judged(step, has_passed) {
+            self.publisher.forget_usual_ranks();
+        }
+        Ok(())
+    }
+
+    fn replayed_probe(&self) -> Result<(Vec<f32>, usize)> {
         let step = self.trainer.progress().steps;
         let mut replayed = replay::draw(&*self.replay, self.batch.images, self.views.seed, step);
         if replayed.is_empty() {
@@ -38,9 +53,7 @@ impl Learner {
         let n_probe = replayed.len();
         let groups = vec![ViewGroup::alike(1)];
         let views = ViewSpec { groups, fingerprints: false, ..self.views.clone() };
-        let probe = assemble(&views, Order { step, fresh: vec![], replayed })?.views;
-        let learned = self.counts().learned;
-        self.publisher.publish(&self.trainer, learned, (probe, n_probe))
+        Ok((assemble(&views, Order { step, fresh: vec![], replayed })?.views, n_probe))
     }
 
     /// Learns until it is told to stop, then publishes and writes a last checkpoint.
@@ -50,6 +63,11 @@ impl Learner {
     pub fn run(mut self) -> Result<Summary> {
         while !self.stop.is_cancelled() && !self.is_finished() {
             self.listen()?;
+            if self.health.is_lost() {
+                // The last good version goes on answering; nothing more is taken from the stream.
+                self.wait(None)?;
+                continue;
+            }
             if !self.is_ordered && !self.order_next()? {
                 continue;
             }
@@ -58,11 +76,19 @@ impl Learner {
             // Ordered now, the next batch is made while this one is learned.
             self.order_next_after(&batch)?;
             self.learn(batch)?;
-            if self.state.is_due() {
+            if let Some(trouble) = self.health.trouble() {
+                self.go_back(trouble)?;
+            }
+            if self.is_checkpoint_due() {
                 self.checkpoint()?;
             }
         }
         self.finish()
+    }
+
+    /// What may have to be gone back from is no state to begin again from.
+    pub(super) fn is_checkpoint_due(&self) -> bool {
+        self.state.is_due() && !self.health.is_in_doubt() && !self.health.is_lost()
     }
 
     fn is_finished(&self) -> bool {
@@ -85,13 +111,18 @@ impl Learner {
         }
     }
 
-    /// Orders the batch after `batch`, if there is enough for it already.
+    /// Orders the batch after `batch`, if there is enough for it already. It is drawn from what was there
+    /// before `batch`, as it would be later or after a restart.
     fn order_next_after(&mut self, batch: &Batch) -> Result<()> {
+        self.offer_pending();
+        if self.replay.entries().is_empty() && self.shape.replay.policy != Policy::None {
+            // What `batch` brings is all that there will be to draw from.
+            return Ok(());
+        }
         let n_fresh = batch.order.fresh.len();
         if let Decision::Step { fresh, replayed } = decide(&self.batch, self.supply(n_fresh)) {
             self.order(fresh, replayed, batch.order.step + 1)?;
         }
-        self.offer_pending();
         Ok(())
     }
 
@@ -121,105 +152,12 @@ impl Learner {
         }
     }
 
-    fn learn(&mut self, batch: Batch) -> Result<()> {
-        let Batch { order, views, fingerprints, .. } = batch;
-        let ids: Vec<u64> = order
-            .fresh
-            .iter()
-            .map(|image| &image.origin)
-            .chain(order.replayed.iter().map(|entry| &entry.origin))
-            .map(Origin::seed)
-            .collect();
-        let is_due = self.publisher.is_due(order.step + 1);
-        // The first view of each image is at hand, where it is of the input's side.
-        let is_probe = self.views.groups.first().is_some_and(|group| group.side_px.is_none());
-        let probe_len = ids.len() * self.views.preprocess.input_len();
-        let probe = (is_due && is_probe).then(|| views[..probe_len].to_vec());
-        let negatives = self.negatives(&fingerprints);
-        let step = self.trainer.step(views, &ids, negatives.as_ref());
-        let report = step.context("training step")?;
-        let sketcher = self.sketcher.as_ref();
-        let sketches = sketcher.map(|sketcher| sketcher.sketches(self.trainer.features()));
-        let mut sketches = sketches.into_iter().flatten();
-        let of_fresh: Vec<Sketch> = sketches.by_ref().take(order.fresh.len()).collect();
-        for (entry, sketch) in order.replayed.iter().zip(sketches) {
-            self.replay.seen(entry.id(), &sketch);
-        }
-        self.note_learned(order.fresh, of_fresh, &fingerprints)?;
-        self.note_step(report);
-        if let Some(probe) = probe {
-            let learned = self.counts().learned;
-            self.publisher.publish(&self.trainer, learned, (probe, ids.len()))?;
-        } else if is_due {
-            self.publish()?;
-        }
-        self.show();
-        Ok(())
-    }
-
-    /// How much the images of a batch count as negatives of each other, where some are alike.
-    fn negatives(&self, fingerprints: &[u64]) -> Option<NegativeWeights> {
-        let (weight, most) = (self.near_duplicates, self.views.decode.duplicate_bits);
-        let are_alike = |i, j| difference(fingerprints[i], fingerprints[j]) <= most;
-        if weight >= 1.0 {
-            return None;
-        }
-        let weights = NegativeWeights::new(fingerprints.len(), weight, are_alike);
-        let n_pairs = weights.as_ref().map_or(0, NegativeWeights::n_pairs);
-        counter!("selfstream_near_duplicate_negatives_total").increment(n_pairs as u64);
-        weights
-    }
-
-    /// `sketches` and `fingerprints` are one of each image, or none.
-    fn note_learned(
-        &mut self,
-        fresh: Vec<Fresh>,
-        sketches: Vec<Sketch>,
-        fingerprints: &[u64],
-    ) -> Result<()> {
-        let step = self.trainer.progress().steps;
-        if let Some(journal) = &mut self.journal
-            && !fresh.is_empty()
-        {
-            journal.learned(step, fresh.iter().map(|image| &image.origin))?;
-        }
-        counter!("selfstream_learned_images_total").increment(fresh.len() as u64);
-        self.learned_here += fresh.len() as u64;
-        let mut sketches = sketches.into_iter();
-        for (index, fresh) in fresh.into_iter().enumerate() {
-            let Fresh { origin, generation, bytes, timestamp_ms, .. } = fresh;
-            self.arrivals.learned(&origin, generation);
-            self.publisher.learned(timestamp_ms);
-            let sketch = sketches.next();
-            let print = fingerprints.get(index);
-            if print.is_some_and(|print| self.repeats.is_repeat(*print)) {
-                counter!("selfstream_duplicate_images_total").increment(1);
-                continue;
-            }
-            self.pending.push(Entry { origin, bytes, stored_at: None, sketch });
-        }
-        Ok(())
-    }
-
-    fn note_step(&mut self, report: StepReport) {
-        let StepReport { loss, rate, took } = report;
-        if !loss.is_finite() {
-            warn!(step = self.trainer.progress().steps, loss, "the loss is not finite");
-        }
-        self.losses.push(loss, took);
-        self.publisher.stepped(&report);
-        counter!("selfstream_steps_total").increment(1);
-        gauge!("selfstream_loss_nats").set(loss);
-        gauge!("selfstream_learning_rate_ratio").set(rate);
-        histogram!("selfstream_step_seconds").record(took.as_secs_f64());
-        gauge!("selfstream_replay_images").set(self.replay.entries().len() as f64);
-    }
-
     /// Counts since the run began, over restarts.
-    fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> Counts {
         Counts {
             learned: self.restored.learned + self.learned_here,
             refused: self.restored.refused + self.arrivals.n_refused(),
+            skipped: self.restored.skipped + self.arrivals.n_skipped(),
         }
     }
 
@@ -228,6 +166,7 @@ impl Learner {
             received: self.arrivals.received(),
             counts: self.counts(),
             learned_here: self.learned_here,
+            skipped_here: self.arrivals.n_skipped(),
             in_flight: self.arrivals.tracker().in_flight(),
             steps: self.trainer.progress().steps,
             loss: self.losses.last(),
@@ -237,7 +176,7 @@ impl Learner {
         }
     }
 
-    fn show(&self) {
+    pub(super) fn show(&self) {
         let vitals = self.current_vitals();
         gauge!("selfstream_in_flight_records").set(vitals.in_flight as f64);
         self.vitals.send_replace(vitals);
@@ -253,14 +192,19 @@ impl Learner {
             tracker: self.arrivals.tracker(),
             counts,
             last_version: self.publisher.version(),
+            stable_version: self.publisher.stable_version(),
+            gate: self.publisher.gate_memory(),
+            rollbacks: self.health.rollbacks(),
+            changes: self.on_drift.changes(),
         })
     }
 
     /// Writes a checkpoint, then lets the source commit what it holds.
     pub(super) fn checkpoint(&mut self) -> Result<()> {
         let commit = self.write_checkpoint()?;
-        // A full channel has an older commit under way; the next checkpoint's holds all of ours.
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.commits.try_send(commit) {
+        // A full channel has older news under way; the next checkpoint's commit holds all of ours.
+        let sent = self.told.try_send(Told::Written(commit));
+        if let Err(mpsc::error::TrySendError::Full(_)) = sent {
             warn!("the source has not committed the last checkpoints yet");
         }
         Ok(())
@@ -271,8 +215,8 @@ impl Learner {
         for acknowledged in self.arrivals.acknowledgements() {
             self.acknowledge(&acknowledged)?;
         }
-        if self.publisher.is_behind(self.trainer.progress().steps) {
-            self.publish()?;
+        if self.publisher.is_behind(self.trainer.progress().steps) && self.health.is_well() {
+            self.publish(None)?;
         }
         self.checkpoint()?;
         self.show();

@@ -1,27 +1,22 @@
 //! The learner's state to and from checkpoints.
 
+use super::memory::replay_arrays;
 use super::schedule::Progress;
 use super::trainer::Trainer;
 use crate::checkpoint::{
-    self, Checkpoint, Checkpoints, Counts, FORMAT, Manifest, PartitionOffset, ReplayEntry, Restored,
+    self, Checkpoints, Counts, FORMAT, Manifest, PartitionOffset, ReplayEntry, Restored, Rollbacks,
 };
-use crate::encoder::{Array, NamedArrays};
+use crate::gate;
 use crate::replay::repeats::Repeats;
-use crate::replay::sketch::{self, Sketch};
-use crate::replay::{self, Entry, Replay};
+use crate::replay::{Entry, Replay};
 use crate::source::Commit;
-use crate::source::offsets::OffsetTracker;
+use crate::source::offsets::{Left, OffsetTracker};
 use anyhow::{Context, Result, ensure};
 use metrics::histogram;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
 use tracing::{debug, info};
-
-/// Prefix of the buffer's names in checkpoints, and the name of the sketches of what it holds and of
-/// what waits for it, in their order.
-const REPLAY: &str = "replay.";
-const SKETCHES: &str = "sketches";
 
 /// The checkpoint folder, and what a restart needs that is not in the trainer.
 pub(super) struct State {
@@ -42,6 +37,10 @@ pub(super) struct Parts<'a> {
     pub(super) tracker: &'a OffsetTracker,
     pub(super) counts: Counts,
     pub(super) last_version: Option<String>,
+    pub(super) stable_version: Option<&'a str>,
+    pub(super) gate: &'a gate::Memory,
+    pub(super) rollbacks: Rollbacks,
+    pub(super) changes: u64,
 }
 
 impl State {
@@ -62,6 +61,12 @@ impl State {
         Ok((state, restored))
     }
 
+    /// The checkpoint to go back to when what came after step `good_step` has gone wrong.
+    pub(super) fn go_back(&mut self, good_step: u64) -> Result<Restored> {
+        let restored = self.checkpoints.go_back(good_step)?;
+        restored.context("no checkpoint is there to go back to")
+    }
+
     pub(super) fn is_due(&self) -> bool {
         self.written_at.elapsed() >= self.every
     }
@@ -69,7 +74,7 @@ impl State {
     /// Writes a checkpoint; returns what may be committed now.
     pub(super) fn save(&mut self, parts: Parts<'_>) -> Result<Commit> {
         let began = Instant::now();
-        let Parts { trainer, replay, repeats, pending, tracker, counts, last_version } = parts;
+        let Parts { trainer, replay, repeats, pending, tracker, counts, .. } = parts;
         let mut entries: Vec<&mut Entry> =
             replay.entries_mut().iter_mut().chain(pending.iter_mut()).collect();
         self.checkpoints.store(&mut entries)?;
@@ -87,13 +92,21 @@ impl State {
             restarted_at,
             counts,
             offsets: tracker
-                .next_offsets()
+                .left()
                 .into_iter()
-                .map(|(partition, next)| PartitionOffset { partition, next })
+                .map(|(partition, Left { next, done_ahead })| PartitionOffset {
+                    partition,
+                    next,
+                    done_ahead,
+                })
                 .collect(),
             replay: described.context("every replayed image lies on disk")?,
             replay_offered: replay.offered(),
-            last_version,
+            last_version: parts.last_version,
+            stable_version: parts.stable_version.map(str::to_owned),
+            gate: parts.gate.clone(),
+            rollbacks: parts.rollbacks,
+            changes: parts.changes,
         };
         let mut arrays = trainer.to_arrays()?;
         arrays.extend(replay_arrays((replay, repeats), pending));
@@ -140,57 +153,6 @@ pub(super) fn restore_trainer(
     Ok(())
 }
 
-/// What a checkpoint holds of the buffer beside its images.
-fn replay_arrays((replay, repeats): (&dyn Replay, &Repeats), pending: &[Entry]) -> NamedArrays {
-    let mut columns = replay.state();
-    columns.extend(repeats.state());
-    if replay.wants_sketches() {
-        // An image without a sketch has zeros.
-        let values = |entry: &Entry| match &entry.sketch {
-            Some(sketch) => *sketch.values(),
-            None => [0.0; sketch::LEN],
-        };
-        let entries = replay.entries().iter().chain(pending);
-        columns.insert(SKETCHES.to_owned(), entries.flat_map(values).collect());
-    }
-    let is_whole = |(_, values): &(String, Vec<f32>)| !values.is_empty();
-    let columns = columns.into_iter().filter(is_whole);
-    columns
-        .map(|(name, values)| {
-            (format!("{REPLAY}{name}"), Array { shape: vec![values.len()], values })
-        })
-        .collect()
-}
-
-/// What a restored buffer leaves over.
-pub(super) struct Buffer {
-    pub(super) manifest: Manifest,
-    pub(super) pending: Vec<Entry>,
-}
-
-/// Fills the buffer with what a checkpoint held.
-pub(super) fn restore_replay(
-    (replay, repeats): (&mut dyn Replay, &mut Repeats),
-    restored: Restored,
-) -> Buffer {
-    let Restored { checkpoint, mut entries, mut pending } = restored;
-    let Checkpoint { manifest, arrays, .. } = checkpoint;
-    let ours = arrays
-        .into_iter()
-        .filter_map(|(name, array)| Some((name.strip_prefix(REPLAY)?.to_owned(), array.values)));
-    let state: replay::State = ours.collect();
-    let sketches = state.get(SKETCHES).map_or(&[][..], |values| values);
-    let (rows, _) = sketches.as_chunks::<{ sketch::LEN }>();
-    for (entry, row) in entries.iter_mut().chain(&mut pending).zip(rows) {
-        let is_there = row.iter().any(|value| *value != 0.0);
-        entry.sketch = is_there.then(|| Sketch::restored(*row));
-    }
-    replay.restore(entries, manifest.replay_offered);
-    replay.load_state(&state);
-    repeats.load_state(&state);
-    Buffer { manifest, pending }
-}
-
 /// The name of this learner, kept in its checkpoint folder: commits carry it.
 ///
 /// # Errors
@@ -219,44 +181,6 @@ fn make_learner_id(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Buffer, pending images and their looks come back as they were.
-    #[test]
-    fn a_buffer_goes_through_a_checkpoint() {
-        use crate::source::Origin;
-        for policy in replay::Policy::ALL {
-            let config = replay::Config { policy, ..replay::Config::default() };
-            let (mut buffer, mut restored) = (config.build(5), config.build(5));
-            let entry = |offset: i64| {
-                let mut values = [0.0; sketch::LEN];
-                (values[offset as usize % 5], values[40]) = (1.0, offset as f32 / 100.0);
-                let origin = Origin { topic: "images".into(), partition: 0, offset };
-                let sketch = buffer.wants_sketches().then(|| Sketch::new(values));
-                Entry { origin, bytes: vec![1; 10].into(), stored_at: None, sketch }
-            };
-            let (held, pending): (Vec<Entry>, Vec<Entry>) =
-                ((0..20).map(entry).collect(), (20..23).map(entry).collect());
-            held.into_iter().for_each(|entry| buffer.offer(entry));
-            let mut repeats = Repeats::new(9, 3);
-            assert!(!repeats.is_repeat(u64::MAX / 3));
-            let arrays = replay_arrays((&*buffer, &repeats), &pending);
-            let mut restored_repeats = Repeats::new(9, 3);
-            let bare = |entry: &Entry| Entry { sketch: None, ..entry.clone() };
-            let manifest = Manifest { replay_offered: 20, ..Manifest::default() };
-            let found = restore_replay(
-                (&mut *restored, &mut restored_repeats),
-                Restored {
-                    checkpoint: Checkpoint { id: String::new(), manifest, arrays },
-                    entries: buffer.entries().iter().map(bare).collect(),
-                    pending: pending.iter().map(bare).collect(),
-                },
-            );
-            assert_eq!(found.pending, pending, "{policy:?}");
-            assert_eq!(restored.entries(), buffer.entries());
-            assert_eq!(restored.state(), buffer.state());
-            assert_eq!(restored_repeats.state(), repeats.state());
-        }
-    }
 
     #[test]
     fn a_learner_keeps_its_name() {

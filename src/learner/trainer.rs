@@ -1,6 +1,9 @@
-//! One training step: views to new weights.
+//! The encoder in training, with all that a step changes.
 
 mod passes;
+mod step;
+
+pub use step::{Look, StepReport};
 
 use super::alignment::{self, Alignment};
 use super::backbone::{self, Backbone, Shadow};
@@ -10,11 +13,9 @@ use super::served::Served;
 use super::views::Arrangement;
 use crate::augment::ViewGroup;
 use crate::encoder::{NamedArrays, Plan};
-use crate::objective::parts::negatives::NegativeWeights;
-use crate::objective::{self, Objective, SeenBy};
+use crate::objective::{self, Objective};
 use crate::ops::native::Precision;
-use candle_core::{Device, Result, Tensor};
-use std::time::{Duration, Instant};
+use candle_core::{Device, Result};
 
 /// Prefixes of names in checkpoints.
 const HEADS: &str = "heads.";
@@ -58,22 +59,11 @@ pub struct Trainer {
     schedule: schedule::Config,
     progress: Progress,
     served: Option<Served>,
-    /// `[N, D]` of the last step, where they are to be remembered.
-    features: Option<Vec<f32>>,
+    /// `[V, N, D]` at unit length, of the views of the largest side in the last step.
+    features: Vec<f32>,
     views: Arrangement,
     seed: u64,
     device: Device,
-}
-
-/// What a step did.
-#[derive(Clone, Copy, Debug)]
-pub struct StepReport {
-    /// The loss before it.
-    pub loss: f32,
-    /// The learning rate it was taken with.
-    pub rate: f64,
-    /// How long it took.
-    pub took: Duration,
 }
 
 impl Trainer {
@@ -106,7 +96,7 @@ impl Trainer {
             schedule: recipe.schedule.clone(),
             progress: Progress::default(),
             served,
-            features: None,
+            features: vec![],
             seed,
             device: device.clone(),
         })
@@ -145,79 +135,20 @@ impl Trainer {
         self.progress.restarted_at = self.progress.steps;
     }
 
-    /// Keeps the features of each step's images from now on.
-    pub fn remember_features(&mut self) {
-        self.features.get_or_insert_default();
-    }
-
-    /// The features of the last step's images, flat `[N, D]`, each the mean over the views of the
-    /// largest side at unit length; nothing where they are not remembered.
+    /// The features of the last step's views of the largest side, flat `[V, N, D]`, at unit length.
     pub fn features(&self) -> &[f32] {
-        self.features.as_deref().unwrap_or_default()
+        &self.features
     }
 
-    /// Takes one step on `views`, flat `[V * N, H, W, C]`, of the images that `ids` name: those of
-    /// [`Trainer::view_groups`], group after group; `negatives` are their weights for each other.
-    ///
-    /// # Errors
-    /// Views of another length, or whatever the device reports.
-    pub fn step(
-        &mut self,
-        views: Vec<f32>,
-        ids: &[u64],
-        negatives: Option<&NegativeWeights>,
-    ) -> Result<StepReport> {
-        let began = Instant::now();
-        let n_images = ids.len();
-        self.views.check(&views, n_images)?;
-        let done = self.schedule.done(self.progress);
-        let target = self.objective.target(done);
-        let targets = match target {
-            None => vec![],
-            Some(target) => self.target_features(&views, n_images, target.norm_groups)?,
-        };
-        let passes = self.views.passes(SeenBy::encoder);
-        let measured = self.batch_to_measure(&passes, &views, n_images);
-        let past = self.past_features(&passes, &views, n_images)?;
-        let leaves = self.forward(&passes, views, n_images)?;
-        self.remember(&passes, &leaves, n_images)?;
-        let features = self.views.split(&passes, &leaves, n_images)?;
-        let (features, targets) = (&features[..], &targets[..]);
-        let batch = objective::Batch { features, targets, n_images, ids, negatives };
-        let loss = self.objective.loss(&batch)?;
-        let rate = self.schedule.rate(self.progress);
-        let aligned = self.aligned(&loss, (&passes, &leaves), past.as_ref())?;
-        self.descend(&aligned, &leaves, rate)?;
-        self.objective.after_step(&batch, done)?;
-        if let Some(target) = target {
-            self.encoder.follow(Shadow::Target, target.momentum)?;
+    /// The mean over those views for each of `n_images` images, flat `[N, D]`.
+    pub fn mean_features(&self, n_images: usize) -> Vec<f32> {
+        let len = n_images * self.plan.feature_dim;
+        let mut mean = vec![0.0; len];
+        let n_views = (self.features.len() / len.max(1)) as f32;
+        for view in self.features.chunks_exact(len.max(1)) {
+            mean.iter_mut().zip(view).for_each(|(mean, value)| *mean += value / n_views);
         }
-        if let Some(served) = &mut self.served {
-            served.follow(&mut *self.encoder, measured)?;
-        }
-        let loss = loss.to_scalar::<f32>()?;
-        let took = began.elapsed();
-        self.progress.steps += 1;
-        self.progress.trained += took;
-        if self.alignment.as_ref().is_some_and(|a| a.is_refreshed(self.progress.steps)) {
-            self.encoder.follow(Shadow::Past, 0.0)?;
-        }
-        Ok(StepReport { loss, rate, took })
-    }
-
-    /// Moves the heads and the encoder down the `loss`, whose graph ends at `leaves`.
-    fn descend(&mut self, loss: &Tensor, leaves: &[Tensor], rate: f64) -> Result<()> {
-        let gradients = loss.backward()?;
-        let of_features = leaves.iter().map(|leaf| match gradients.get(leaf) {
-            Some(gradient) => Ok(gradient.clone()),
-            None => candle_core::bail!("the objective's gradient does not reach the features"),
-        });
-        let of_features = of_features.collect::<Result<Vec<_>>>()?;
-        self.encoder.backward(&of_features)?;
-        let mut heads = vec![self.objective.heads()];
-        heads.extend(self.alignment.iter().map(Alignment::predictor));
-        let heads = (&heads[..], gradients);
-        backbone::step_together(&mut *self.encoder, &mut self.optimizer, heads, rate)
+        mean
     }
 
     /// Everything that a step changes, by name, but for the progress.
@@ -261,7 +192,8 @@ mod tests {
     use super::*;
     use crate::device::under_test;
     use crate::encoder::Geometry;
-    use crate::gate::spread;
+    use crate::gate::monitor::{UnitRows, spread};
+    use crate::objective::parts::negatives::NegativeWeights;
 
     const SIDE_PX: usize = 12;
     const N_IMAGES: usize = 8;
@@ -312,6 +244,18 @@ mod tests {
             init: None,
         })
         .unwrap()
+    }
+
+    impl Trainer {
+        fn step(
+            &mut self,
+            views: Vec<f32>,
+            ids: &[u64],
+            negatives: Option<&NegativeWeights>,
+        ) -> Result<StepReport> {
+            let look = self.look(views, ids, negatives)?;
+            self.take(look, 1.0)
+        }
     }
 
     /// A pixel of one of eight images: stripes of four widths, upright or slanted, brighter to the
@@ -368,7 +312,8 @@ mod tests {
         let images = (0..8).flat_map(|image| view_of((image, SIDE_PX), 0, 0, 0)).collect();
         let features = trainer.encoder.forward(images, SIDE_PX).unwrap();
         let feature_dim = trainer.plan.feature_dim;
-        spread(&features.flatten_all().unwrap().to_vec1::<f32>().unwrap(), feature_dim)
+        let features = features.flatten_all().unwrap().to_vec1().unwrap();
+        spread(&UnitRows::new(features, feature_dim))
     }
 
     #[test]
@@ -514,21 +459,19 @@ mod tests {
     }
 
     #[test]
-    fn features_are_remembered_as_means_over_an_images_views() {
+    fn features_are_kept_and_their_means_are_over_an_images_views() {
         let mut trainer = trainer(&objective::Config::default(), 0.06);
         let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
         let views = views(&trainer, 0, &ids);
         trainer.step(views.clone(), &ids, None).unwrap();
-        assert!(trainer.features().is_empty());
-        trainer.remember_features();
         let mut same = self::trainer(&objective::Config::default(), 0.06);
         same.restore(&trainer.to_arrays().unwrap(), trainer.progress()).unwrap();
         let rows = same.encoder.forward(views.clone(), SIDE_PX).unwrap().to_vec2::<f32>().unwrap();
         trainer.step(views, &ids, None).unwrap();
         let dim = trainer.plan.feature_dim;
-        assert_eq!(trainer.features().len(), N_IMAGES * dim);
+        assert_eq!(trainer.features().len(), 2 * N_IMAGES * dim);
         let unit = |row: &[f32], at: usize| row[at] / row.iter().map(|v| v * v).sum::<f32>().sqrt();
-        for (image, found) in trainer.features().chunks(dim).enumerate() {
+        for (image, found) in trainer.mean_features(N_IMAGES).chunks(dim).enumerate() {
             for (at, found) in found.iter().enumerate() {
                 let mean = (unit(&rows[image], at) + unit(&rows[image + N_IMAGES], at)) / 2.0;
                 assert!((found - mean).abs() < 1e-5);
@@ -563,6 +506,26 @@ mod tests {
         };
         let (free, held) = (moved(1e-6), moved(10.0));
         assert!(held < 0.5 * free, "{held}, {free}");
+    }
+
+    /// A step that is left out counts and moves nothing; the next one is what it would have been.
+    #[test]
+    fn a_step_left_out_changes_nothing() {
+        for config in objective::Config::every_form() {
+            let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+            let mut trainer = trainer(&config, 0.06);
+            trainer.step(views(&trainer, 0, &ids), &ids, None).unwrap();
+            let before = trainer.to_arrays().unwrap();
+            let look = trainer.look(views(&trainer, 1, &ids), &ids, None).unwrap();
+            assert!(!trainer.leave(look).is_taken);
+            assert_eq!(trainer.progress().steps, 2);
+            assert_eq!(trainer.to_arrays().unwrap(), before, "{config:?}");
+            let mut same = self::trainer(&config, 0.06);
+            same.restore(&before, trainer.progress()).unwrap();
+            trainer.step(views(&trainer, 2, &ids), &ids, None).unwrap();
+            same.step(views(&same, 2, &ids), &ids, None).unwrap();
+            assert_eq!(trainer.to_arrays().unwrap(), same.to_arrays().unwrap(), "{config:?}");
+        }
     }
 
     #[test]

@@ -13,12 +13,14 @@ pub(super) enum Error {
     #[error("{path} does not answer {method}: the allow header lists what it does")]
     Method { method: String, path: String },
     #[error(
-        "model = {model:?} is no resident version: it must be \"latest\", or a version or the \
+        "model = {model:?} is no resident version: it must be \"latest\", \"stable\", or a version or the \
          first 8 or more characters of just one that GET /v1/models lists"
     )]
     Model { model: String },
     #[error("no encoder is ready yet: ask again when GET /readyz answers 200")]
     NotReady,
+    #[error("no version is stable yet: ask for \"latest\", or again later")]
+    NoStable,
     #[error("the server is shutting down")]
     Closing,
     #[error("input[{index}] was refused ({}): {refusal}", refusal.reason())]
@@ -60,6 +62,8 @@ impl Error {
             Self::Model { .. } => (StatusCode::NOT_FOUND, INVALID, "model_not_found", None),
             // A guess: a first encoder is published within minutes, and polling costs nothing.
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "not_ready", Some(5)),
+            // A guess, as above: versions become stable every few minutes.
+            Self::NoStable => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "no_stable", Some(30)),
             Self::Closing => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "shutting_down", Some(5)),
             Self::Image { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_image", None),
             Self::Value { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_value", None),

@@ -9,6 +9,7 @@
 //! versions. Images of concurrent requests share batches. What finds no room is refused at once.
 
 use crate::decode;
+use crate::events::Events;
 use crate::snapshot::{Registry, Snapshot};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -20,11 +21,11 @@ use error::Error;
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{interval, sleep};
+use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use worker::Workers;
 
@@ -32,6 +33,7 @@ mod config;
 mod embed;
 mod embeddings;
 mod error;
+mod events;
 mod form;
 mod models;
 mod options;
@@ -56,7 +58,9 @@ pub struct Server {
     /// A permit for each byte of request bodies that may be held at once.
     bodies: Arc<Semaphore>,
     metrics: PrometheusHandle,
-    is_closing: AtomicBool,
+    events: Events,
+    /// Cancelled when a shutdown begins.
+    closing: CancellationToken,
 }
 
 impl Server {
@@ -70,11 +74,12 @@ impl Server {
         decode: decode::Config,
         registry: Arc<Registry>,
         metrics: PrometheusHandle,
+        events: Events,
     ) -> io::Result<Arc<Self>> {
         let workers = Workers::start(&config, decode)?;
         let bodies = Arc::new(Semaphore::new(config.max_pending_body_bytes));
-        let is_closing = AtomicBool::new(false);
-        Ok(Arc::new(Self { config, registry, workers, bodies, metrics, is_closing }))
+        let closing = CancellationToken::new();
+        Ok(Arc::new(Self { config, registry, workers, bodies, metrics, events, closing }))
     }
 
     /// Images accepted and not answered yet.
@@ -82,13 +87,13 @@ impl Server {
         self.workers.pending_images()
     }
 
-    /// Turns /readyz to 503, and nothing else: requests are still answered.
+    /// Turns /readyz to 503 and ends streams of events; requests are still answered.
     pub fn begin_shutdown(&self) {
-        self.is_closing.store(true, Ordering::Release);
+        self.closing.cancel();
     }
 
     fn is_closing(&self) -> bool {
-        self.is_closing.load(Ordering::Acquire)
+        self.closing.is_cancelled()
     }
 
     /// The version that `model` names.
@@ -96,6 +101,7 @@ impl Server {
         match self.registry.get(model) {
             Some(snapshot) => Ok(snapshot),
             None if self.registry.latest().is_none() => Err(Error::NotReady),
+            None if model == "stable" => Err(Error::NoStable),
             None => Err(Error::Model { model: model.to_owned() }),
         }
     }
@@ -108,6 +114,7 @@ pub fn app(server: Arc<Server>) -> Router {
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{version}", get(models::get))
+        .route("/v1/events", get(events::stream))
         .route("/livez", get(status::live))
         .route("/readyz", get(status::ready))
         .route("/metrics", get(status::metrics))

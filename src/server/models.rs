@@ -2,7 +2,7 @@
 
 use super::Server;
 use super::error::Error;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Registry, Snapshot};
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -23,13 +23,18 @@ pub(super) struct Model {
     dimensions: usize,
     step: u64,
     images_learned: u64,
+    changes: u64,
     parent: Option<String>,
     /// Whether it answers requests that name no model.
     latest: bool,
+    /// Whether it answers requests for `stable`.
+    stable: bool,
 }
 
 impl Model {
-    fn of(snapshot: &Snapshot, latest: Option<&Arc<Snapshot>>) -> Self {
+    fn of(snapshot: &Snapshot, registry: &Registry) -> Self {
+        let is =
+            |named: Option<Arc<Snapshot>>| named.is_some_and(|s| s.version == snapshot.version);
         let provenance = &snapshot.provenance;
         Self {
             id: snapshot.version.clone(),
@@ -40,8 +45,10 @@ impl Model {
             dimensions: snapshot.encoder.feature_dim(),
             step: provenance.step,
             images_learned: provenance.images_learned,
+            changes: provenance.changes,
             parent: provenance.parent.clone(),
-            latest: latest.is_some_and(|latest| latest.version == snapshot.version),
+            latest: is(registry.latest()),
+            stable: is(registry.stable()),
         }
     }
 }
@@ -55,9 +62,8 @@ pub(super) struct List {
 
 /// Every resident version, newest first; none before the first publication.
 pub(super) async fn list(State(server): State<Arc<Server>>) -> Json<List> {
-    let latest = server.registry.latest();
     let resident = server.registry.list();
-    let data = resident.iter().map(|snapshot| Model::of(snapshot, latest.as_ref())).collect();
+    let data = resident.iter().map(|snapshot| Model::of(snapshot, &server.registry)).collect();
     Json(List { object: "list", data })
 }
 
@@ -72,5 +78,5 @@ pub(super) async fn get(
         allowed: "UTF-8".to_owned(),
     })?;
     let snapshot = server.resolve(&name)?;
-    Ok(Json(Model::of(&snapshot, server.registry.latest().as_ref())))
+    Ok(Json(Model::of(&snapshot, &server.registry)))
 }

@@ -15,7 +15,7 @@ pub(super) enum Encoding {
 /// The choices of one request.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Options {
-    /// `latest`, a version, or the beginning of one.
+    /// `latest`, `stable`, a version, or the beginning of one.
     pub(super) model: String,
     pub(super) encoding: Encoding,
     /// How many of the first values to keep; all, if none.

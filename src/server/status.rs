@@ -23,6 +23,7 @@ pub(super) async fn index() -> Json<Value> {
             "POST /v1/embeddings": "embeds images: OpenAI's JSON, a raw image, or multipart files",
             "GET /v1/models": "the versions that answer, newest first",
             "GET /v1/models/{version}": "one of them",
+            "GET /v1/events": "what happens to the run, as server-sent events",
             "GET /livez": "200 while the process lives",
             "GET /readyz": "200 while an encoder answers, 503 otherwise and when shutting down",
             "GET /metrics": "Prometheus metrics",

@@ -92,22 +92,28 @@ impl Encoded {
         Ok(Self { snapshot, bytes })
     }
 
-    /// Writes the snapshot into `dir` and removes all but the newest `keep`.
+    /// Writes the snapshot into `dir` and removes all but the newest `keep` and the one named `stable`.
     ///
     /// # Errors
     /// Whatever the file system reports.
-    pub fn write(&self, dir: &Path, keep: usize) -> Result<()> {
-        let path = dir.join(format!("{}.{EXTENSION}", self.snapshot.version));
+    pub fn write(&self, dir: &Path, keep: usize, stable: Option<&str>) -> Result<()> {
+        let path = path_of(dir, &self.snapshot.version);
         write_atomically(&path, &self.bytes)?;
         let provenance = serde_json::to_vec_pretty(&self.snapshot.provenance)?;
         write_atomically(&path.with_extension("json"), &provenance)?;
-        for (_, old) in list(dir)?.into_iter().skip(keep) {
+        let is_stable = |path: &Path| path == path_of(dir, stable.unwrap_or_default());
+        for (_, old) in list(dir)?.into_iter().skip(keep).filter(|(_, old)| !is_stable(old)) {
             for path in [old.with_extension("json"), old] {
                 fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
             }
         }
         Ok(())
     }
+}
+
+/// Where a version lies in `dir`.
+pub fn path_of(dir: &Path, version: &str) -> PathBuf {
+    dir.join(format!("{version}.{EXTENSION}"))
 }
 
 /// Reads a snapshot file, or the newest one of a folder.
@@ -214,8 +220,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let old = encoded(1, 3);
         let new = encoded(2, 5);
-        old.write(dir.path(), 10).unwrap();
-        new.write(dir.path(), 10).unwrap();
+        old.write(dir.path(), 10, None).unwrap();
+        new.write(dir.path(), 10, None).unwrap();
         let read = read(dir.path(), &Device::Cpu).unwrap();
         assert_eq!(read.version, new.snapshot.version, "the newest of the folder");
         assert_eq!(read.provenance, new.snapshot.provenance);
@@ -228,10 +234,15 @@ mod tests {
     fn only_the_newest_are_kept_and_a_damaged_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         for step in 0..4 {
-            encoded(step, step).write(dir.path(), 2).unwrap();
+            encoded(step, step).write(dir.path(), 2, None).unwrap();
         }
         let kept = list(dir.path()).unwrap();
         assert_eq!(kept.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [3, 2]);
+        let other = tempfile::tempdir().unwrap();
+        let stable = encoded(0, 0).snapshot.version;
+        (0..4).for_each(|step| encoded(step, step).write(other.path(), 2, Some(&stable)).unwrap());
+        let steps: Vec<u64> = list(other.path()).unwrap().iter().map(|(step, _)| *step).collect();
+        assert_eq!(steps, [3, 2, 0], "the stable one stays");
         let mut bytes = fs::read(&kept[0].1).unwrap();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;

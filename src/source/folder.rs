@@ -4,8 +4,8 @@
 //! pass has an order of its own.
 
 use super::collection::Collection;
-use super::offsets::{Candidate, Partition};
-use super::{Link, Offer, Origin, Record, Source};
+use super::offsets::{Candidate, Partition, Start};
+use super::{Link, Offer, Origin, Record, Source, Told};
 use crate::setting::{Invalid, within};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,7 @@ impl Folder {
                 offset,
             },
             generation,
+            is_skipped: false,
             bytes: self.collection.read(index)?,
             timestamp_ms: now_ms(),
             key: None,
@@ -98,31 +99,64 @@ fn now_ms() -> Option<i64> {
 
 impl Source for Folder {
     fn run(self: Box<Self>, mut link: Link) -> Result<()> {
-        let n_images = self.collection.len() as i64;
-        let high = n_images * self.config.passes as i64;
+        while let Some(start) = self.ask_where(&link)? {
+            if !self.stream(&mut link, &start)? {
+                continue;
+            }
+            info!(images = self.high(), "the folder has been streamed");
+            // The commits of a folder are its checkpoints: only going back means more to read.
+            loop {
+                match link.told.blocking_recv() {
+                    Some(Told::WentBack) => break,
+                    Some(Told::Written(_)) => {}
+                    None => return Ok(()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Folder {
+    /// One past the last offset.
+    fn high(&self) -> i64 {
+        self.collection.len() as i64 * self.config.passes as i64
+    }
+
+    /// Where the learner wants to begin; `None` if it has ended.
+    fn ask_where(&self, link: &Link) -> Result<Option<Start>> {
         let partition = Partition { topic: Arc::from("folder"), partition: 0 };
-        let candidate =
-            Candidate { partition: partition.clone(), committed: None, low: 0, high, default: 0 };
-        let Ok(starts) = link.learner.assign(vec![candidate]) else { return Ok(()) };
-        let [start] = &starts[..] else { bail!("one partition asked for, {} given", starts.len()) };
+        let (committed, high) = (None, self.high());
+        let candidate = Candidate { partition, committed, low: 0, high, default: 0 };
+        let Ok(mut starts) = link.learner.assign(vec![candidate]) else { return Ok(None) };
+        match (starts.pop(), starts.len()) {
+            (Some(start), 0) => Ok(Some(start)),
+            (_, others) => bail!("one partition asked for, {others} others given"),
+        }
+    }
+
+    /// Streams from `start` to the end. False if the learner has gone back meanwhile, or nobody takes
+    /// records any more.
+    fn stream(&self, link: &mut Link, start: &Start) -> Result<bool> {
+        let n_images = self.collection.len() as i64;
         let mut order = vec![];
-        for offset in start.offset..high {
+        for offset in start.offset..self.high() {
             if order.is_empty() || offset % n_images == 0 {
                 order = self.order((offset / n_images) as u64);
             }
-            let mut record = self.record(&order, &partition, (offset, start.generation))?;
+            let mut record = self.record(&order, &start.partition, (offset, start.generation))?;
             loop {
+                if let Ok(Told::WentBack) = link.told.try_recv() {
+                    return Ok(false);
+                }
                 match link.records.offer(record, WAIT) {
                     Offer::Taken => break,
-                    Offer::Closed => return Ok(()),
-                    Offer::Full(_) if link.stop.is_cancelled() => return Ok(()),
+                    Offer::Closed => return Ok(true),
+                    Offer::Full(_) if link.stop.is_cancelled() => return Ok(true),
                     Offer::Full(same) => record = same,
                 }
             }
         }
-        info!(images = high, "the folder has been streamed");
-        // The commits of a folder are its checkpoints; the channel is kept until the learner ends.
-        while link.commits.blocking_recv().is_some() {}
-        Ok(())
+        Ok(true)
     }
 }

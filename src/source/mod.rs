@@ -2,8 +2,9 @@
 //!
 //! The contract of a source: it hands records on in the order of their offsets within a partition,
 //! asks the learner where to begin before it reads a partition, tells it before it gives one up,
-//! and tells the broker what is done only when a checkpoint has been written. It stops soon after
-//! `stop` is cancelled, but goes on committing until the learner has ended.
+//! and tells the broker what is done only when a checkpoint has been written. When the learner has gone
+//! back to an older checkpoint, it asks anew where each partition begins. It stops soon after `stop` is
+//! cancelled, but goes on committing until the learner has ended.
 //!
 //! To add a source:
 //! 1. write `src/source/NAME.rs` with its `Config` and an impl of [`Source`];
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -59,10 +61,12 @@ pub struct Link {
     pub records: Box<dyn Downstream>,
     /// Reaches the learner.
     pub learner: LearnerLink,
-    /// Checkpoints that have been written; ends when the learner has.
-    pub commits: mpsc::Receiver<Commit>,
+    /// What the learner tells; ends when the learner has.
+    pub told: mpsc::Receiver<Told>,
     /// Cancelled when the source is to end.
     pub stop: CancellationToken,
+    /// Runs the source's waits.
+    pub runtime: Handle,
 }
 
 /// The next stage, as a source sees it.
@@ -80,6 +84,16 @@ pub enum Offer {
     Full(Record),
     /// The next stage has ended.
     Closed,
+}
+
+/// What the learner tells a source.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Told {
+    /// A checkpoint has been written: commit what it holds.
+    Written(Commit),
+    /// The learner has gone back to an older checkpoint: ask anew where each partition begins, and
+    /// read on from there.
+    WentBack,
 }
 
 /// Offsets that a checkpoint holds, to be committed.
@@ -192,6 +206,8 @@ pub struct Record {
     pub origin: Origin,
     /// Which assignment of its partition delivered it; a record of an older one is dropped.
     pub generation: u64,
+    /// Whether the pace passes over it: then it is a place in the stream and nothing else.
+    pub is_skipped: bool,
     /// The image's bytes.
     pub bytes: Bytes,
     /// Broker timestamp, milliseconds since the Unix epoch.
@@ -203,6 +219,19 @@ pub struct Record {
 }
 
 impl Record {
+    /// A record that the pace passes over.
+    pub fn skipped(origin: Origin, generation: u64) -> Self {
+        Self {
+            origin,
+            generation,
+            is_skipped: true,
+            bytes: Bytes::new(),
+            timestamp_ms: None,
+            key: None,
+            headers: vec![],
+        }
+    }
+
     /// The first header called `name` (in any case) as text, if it is UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;

@@ -2,11 +2,13 @@
 //!
 //! A record is done when it has been learned, or refused with its dead letter acknowledged. A
 //! partition's next offset is the end of the done prefix of what was delivered: transactions and
-//! compaction leave gaps in the integers, so the integers themselves are no guide.
+//! compaction leave gaps in the integers, so the integers themselves are no guide. What is done beyond that
+//! prefix (a refused record whose neighbours still wait to be learned) is remembered beside it, so that it is
+//! not done again when reading begins at the prefix's end.
 
 use super::Origin;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
@@ -82,44 +84,75 @@ pub fn start(candidate: &Candidate, ours: Option<i64>, learner_id: &str) -> (i64
     }
 }
 
+/// Where a partition was left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// The first offset that is not done.
+    pub next: i64,
+    /// What is done beyond it.
+    pub done_ahead: BTreeSet<i64>,
+}
+
 struct Progress {
     generation: u64,
     next: i64,
+    /// Offsets that were done before reading began at `next`.
+    done_before: BTreeSet<i64>,
     /// Delivered records that are not in the done prefix: offset, and whether it is done.
     pending: VecDeque<(i64, bool)>,
+}
+
+impl Progress {
+    /// Moves past what is done.
+    fn advance(&mut self) {
+        while let Some(&(offset, true)) = self.pending.front() {
+            self.pending.pop_front();
+            self.next = offset + 1;
+        }
+    }
+
+    fn left(&self) -> Left {
+        let done = self.pending.iter().filter(|(_, done)| *done).map(|(offset, _)| *offset);
+        let done_ahead = self.done_before.iter().copied().chain(done).collect();
+        Left { next: self.next, done_ahead }
+    }
 }
 
 /// Follows every delivered record until it is done.
 #[derive(Default)]
 pub struct OffsetTracker {
     assigned: BTreeMap<Partition, Progress>,
-    /// Next offsets of partitions that we had and gave up.
-    released: NextOffsets,
+    /// Partitions that we had and gave up.
+    released: BTreeMap<Partition, Left>,
 }
 
 impl OffsetTracker {
-    /// A tracker that remembers `next` from a checkpoint; nothing is assigned yet.
-    pub fn restore(next: NextOffsets) -> Self {
-        Self { assigned: BTreeMap::new(), released: next }
+    /// A tracker that remembers `left` from a checkpoint; nothing is assigned yet.
+    pub fn restore(left: BTreeMap<Partition, Left>) -> Self {
+        Self { assigned: BTreeMap::new(), released: left }
     }
 
     /// Where we would go on with `partition`, if we ever had it.
     pub fn next(&self, partition: &Partition) -> Option<i64> {
         let assigned = self.assigned.get(partition).map(|progress| progress.next);
-        assigned.or_else(|| self.released.get(partition).copied())
+        assigned.or_else(|| self.released.get(partition).map(|left| left.next))
     }
 
     /// Begins with `partition` at `next`; records of older generations are stale from now on.
     pub fn assign(&mut self, partition: Partition, generation: u64, next: i64) {
-        self.released.remove(&partition);
-        let progress = Progress { generation, next, pending: VecDeque::new() };
+        let assigned = self.assigned.remove(&partition).map(|progress| progress.left());
+        let left = assigned.or_else(|| self.released.remove(&partition));
+        // Where another learner went on, what we did ahead is no guide.
+        let ours = left.filter(|left| left.next == next).map(|left| left.done_ahead);
+        let done_before = ours.unwrap_or_default();
+        let progress = Progress { generation, next, done_before, pending: VecDeque::new() };
         self.assigned.insert(partition, progress);
     }
 
     /// Gives `partition` up: what is in flight of it is forgotten.
     pub fn revoke(&mut self, partition: &Partition) {
         if let Some(progress) = self.assigned.remove(partition) {
-            self.released.insert(partition.clone(), progress.next);
+            self.released.insert(partition.clone(), progress.left());
         }
     }
 
@@ -129,15 +162,17 @@ impl OffsetTracker {
         progress.is_some_and(|progress| progress.generation == generation)
     }
 
-    /// Notes a delivered record. False if it is stale or was delivered before: drop it.
+    /// Notes a delivered record. False if it is stale, was delivered before, or is done already: drop it.
     pub fn delivered(&mut self, origin: &Origin, generation: u64) -> bool {
         let Some(progress) = self.assigned.get_mut(&Partition::from(origin)) else { return false };
         let last = progress.pending.back().map_or(progress.next - 1, |&(offset, _)| offset);
         if progress.generation != generation || origin.offset <= last {
             return false;
         }
-        progress.pending.push_back((origin.offset, false));
-        true
+        let is_done = progress.done_before.remove(&origin.offset);
+        progress.pending.push_back((origin.offset, is_done));
+        progress.advance();
+        !is_done
     }
 
     /// Notes that a record is done. False if it is stale.
@@ -149,10 +184,7 @@ impl OffsetTracker {
         let found = progress.pending.binary_search_by_key(&origin.offset, |&(offset, _)| offset);
         let Ok(index) = found else { return false };
         progress.pending[index].1 = true;
-        while let Some(&(offset, true)) = progress.pending.front() {
-            progress.pending.pop_front();
-            progress.next = offset + 1;
-        }
+        progress.advance();
         true
     }
 
@@ -164,7 +196,12 @@ impl OffsetTracker {
 
     /// Where each partition would go on, those given up included.
     pub fn next_offsets(&self) -> NextOffsets {
-        let assigned = self.assigned.iter().map(|(key, progress)| (key.clone(), progress.next));
+        self.left().into_iter().map(|(partition, left)| (partition, left.next)).collect()
+    }
+
+    /// The same, with what is done ahead.
+    pub fn left(&self) -> BTreeMap<Partition, Left> {
+        let assigned = self.assigned.iter().map(|(key, progress)| (key.clone(), progress.left()));
         self.released.clone().into_iter().chain(assigned).collect()
     }
 
@@ -241,6 +278,28 @@ mod tests {
         assert_eq!(start(Some((20, Some("us"))), None), (20, 0), "our checkpoint is gone");
         assert_eq!(start(None, Some(4)), (10, 6), "retention passed us");
         assert_eq!(start(None, Some(400)), (10, 0), "the topic was made anew");
+    }
+
+    #[test]
+    fn what_is_done_ahead_is_not_done_again_after_a_restart() {
+        let mut tracker = OffsetTracker::default();
+        tracker.assign(partition(), 1, 0);
+        (0..5).for_each(|offset| assert!(tracker.delivered(&origin(offset), 1)));
+        [0, 2, 4].into_iter().for_each(|offset| assert!(tracker.done(&origin(offset), 1)));
+        let left = tracker.left();
+        assert_eq!(left[&partition()], Left { next: 1, done_ahead: [2, 4].into() });
+        let mut restored = OffsetTracker::restore(left.clone());
+        restored.assign(partition(), 1, 1);
+        assert_eq!(restored.left(), left, "nothing is forgotten before it comes again");
+        let fresh: Vec<i64> =
+            (1..6).filter(|offset| restored.delivered(&origin(*offset), 1)).collect();
+        assert_eq!(fresh, [1, 3, 5]);
+        fresh.iter().for_each(|offset| assert!(restored.done(&origin(*offset), 1)));
+        assert_eq!(restored.next(&partition()), Some(6));
+        // Another learner has gone on from 3: what we did ahead of 1 says nothing.
+        let mut elsewhere = OffsetTracker::restore(left);
+        elsewhere.assign(partition(), 1, 3);
+        assert!(elsewhere.delivered(&origin(4), 1));
     }
 
     #[test]

@@ -12,32 +12,37 @@ use std::time::Duration;
 
 const PARTITIONS: i32 = 3;
 
-/// How often each record of a journal was done in the lineage that survived: lines after a
-/// restored step are void.
+/// How often each record of a journal was done in the lineage that survived: what was done after the
+/// checkpoint that a restart began from is void.
 pub(crate) fn surviving(journal: &Path) -> BTreeMap<(i32, i64), usize> {
     let text = std::fs::read_to_string(journal).unwrap_or_default();
-    let mut lines: Vec<serde_json::Value> = vec![];
-    for line in text.lines() {
+    // The last line may be being written.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let mut done = vec![];
+    for line in whole.lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
-        match line["restored_step"].as_u64() {
-            Some(restored) => lines.retain(|line| line["step"].as_u64().unwrap() <= restored),
-            None => lines.push(line),
+        if let Some(restored) = line["restored_done"].as_u64() {
+            done.truncate(restored as usize);
         }
-    }
-    let mut times = BTreeMap::new();
-    for line in &lines {
-        for origin in [&line["learned"], &line["refused"]] {
-            for origin in origin.as_array().into_iter().flatten() {
+        for origins in ["learned", "refused", "skipped"].map(|key| &line[key]) {
+            for origin in origins.as_array().into_iter().flatten() {
                 let partition = origin[1].as_i64().unwrap() as i32;
-                *times.entry((partition, origin[2].as_i64().unwrap())).or_default() += 1;
+                done.push((partition, origin[2].as_i64().unwrap()));
             }
         }
     }
+    let mut times = BTreeMap::new();
+    done.into_iter().for_each(|origin| *times.entry(origin).or_default() += 1);
     times
 }
 
 fn journal_len(dir: &Path) -> u64 {
     std::fs::metadata(dir.join("journal.jsonl")).map_or(0, |metadata| metadata.len())
+}
+
+/// How often to kill: few times in a run of all tests, or as SELFSTREAM_KILLS says.
+fn kills(usual: u64) -> u64 {
+    std::env::var("SELFSTREAM_KILLS").map_or(usual, |kills| kills.parse().unwrap())
 }
 
 /// Image `index`, dealt round-robin to the partitions.
@@ -49,55 +54,124 @@ fn message(index: u64) -> Message {
     }
 }
 
-#[test]
-fn ten_kills_lose_nothing_and_double_nothing() {
-    const IMAGES: u64 = 6000;
-    const KILLS: u64 = 10;
-    let Some(brokers) = brokers() else { return };
-    let topic = unique("kills");
-    create_topic(&brokers, &topic, PARTITIONS);
-    produce(&brokers, &topic, (0..IMAGES).map(message));
+/// A topic, and a learner of it that is killed and started again.
+struct Lineage {
+    brokers: String,
+    topic: String,
+    dir: tempfile::TempDir,
+}
 
-    let dir = tempfile::tempdir().unwrap();
-    let config = dir.path().join("config.toml");
-    std::fs::write(&config, small_config(&brokers, &topic, dir.path())).unwrap();
-    let args = ["run", "--config", config.to_str().unwrap()];
-    let log = dir.path().join("log");
-    let mut rng = seed::rng(1, Purpose::Evaluate, &[]);
-    let mut done_at_kills = vec![];
-    for _ in 0..KILLS {
-        let before = journal_len(dir.path());
-        let mut program = Program::start(&args, &log);
+impl Lineage {
+    fn new(brokers: &str, name: &str, kafka: &str) -> Self {
+        let topic = unique(name);
+        create_topic(brokers, &topic, PARTITIONS);
+        let dir = tempfile::tempdir().unwrap();
+        let config = small_config(brokers, &topic, dir.path()) + kafka;
+        std::fs::write(dir.path().join("config.toml"), config).unwrap();
+        Self { brokers: brokers.to_owned(), topic, dir }
+    }
+
+    fn start(&self, failpoints: &[(&str, &str)]) -> Program {
+        let config = self.dir.path().join("config.toml");
+        let args = ["run", "--config", config.to_str().unwrap()];
+        Program::start_with(&args, &self.dir.path().join("log"), failpoints)
+    }
+
+    fn done(&self) -> BTreeMap<(i32, i64), usize> {
+        surviving(&self.dir.path().join("journal.jsonl"))
+    }
+
+    /// Waits until `program` learns after a restart.
+    fn await_learning(&self, program: &mut Program, journal_len_before: u64) {
         wait_for("resumed learning", || {
             program.assert_alive();
-            // The line of the restart is 19 bytes or a few more.
-            (journal_len(dir.path()) > before + 64).then_some(())
+            // The line of the restart is 40 bytes or a few more.
+            (journal_len(self.dir.path()) > journal_len_before + 80).then_some(())
         });
-        // A uniform moment of resumed learning, of which each run has a few hundred milliseconds.
-        std::thread::sleep(Duration::from_millis(rng.random_range(0..400)));
-        program.kill();
-        done_at_kills.push(surviving(&dir.path().join("journal.jsonl")).len());
     }
-    let mut program = Program::start(&args, &log);
-    let journal = dir.path().join("journal.jsonl");
-    wait_for("all images to be done", || {
-        program.assert_alive();
-        (surviving(&journal).len() as u64 == IMAGES).then_some(())
-    });
-    assert!(program.terminate().success(), "{}", program.log());
 
+    /// Lets all `n_records` be done, and checks that each was once.
+    fn finish(&self, n_records: u64) {
+        let mut program = self.start(&[]);
+        wait_for("all records to be done", || {
+            program.assert_alive();
+            (self.done().len() as u64 == n_records).then_some(())
+        });
+        assert!(program.terminate().success(), "{}", program.log());
+        let times = self.done();
+        let doubled: Vec<_> = times.iter().filter(|(_, times)| **times != 1).collect();
+        assert!(doubled.is_empty(), "done more than once: {doubled:?}");
+        let expected = n_records as i64 / i64::from(PARTITIONS);
+        for partition in 0..PARTITIONS {
+            for offset in 0..expected {
+                assert!(times.contains_key(&(partition, offset)), "lost {partition}@{offset}");
+            }
+        }
+        let committed = committed(&self.brokers, &self.topic, &self.topic, PARTITIONS);
+        assert_eq!(committed, [expected; PARTITIONS as usize]);
+    }
+}
+
+/// kill -9 at uniform moments within 3 s of resumed learning, while images keep coming.
+#[test]
+fn kills_at_any_moment_lose_nothing_and_double_nothing() {
+    const IMAGES_A_KILL: u64 = 600;
+    let Some(brokers) = brokers() else { return };
+    let lineage = Lineage::new(&brokers, "kills", "");
+    let kills = kills(10);
+    let mut rng = seed::rng(1, Purpose::Evaluate, &[]);
+    let mut done_at_kills = vec![];
+    for kill in 0..kills {
+        let new = kill * IMAGES_A_KILL..(kill + 1) * IMAGES_A_KILL;
+        produce(&brokers, &lineage.topic, new.map(message));
+        let before = journal_len(lineage.dir.path());
+        let mut program = lineage.start(&[]);
+        lineage.await_learning(&mut program, before);
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..3000)));
+        program.kill();
+        done_at_kills.push(lineage.done().len());
+    }
     println!("records done at each kill: {done_at_kills:?}");
-    assert!(done_at_kills[0] < IMAGES as usize / 2, "killed in mid-stream: {done_at_kills:?}");
-    let times = surviving(&journal);
-    let doubled: Vec<_> = times.iter().filter(|(_, times)| **times != 1).collect();
-    assert!(doubled.is_empty(), "done more than once: {doubled:?}");
-    let expected = IMAGES as i64 / i64::from(PARTITIONS);
-    for partition in 0..PARTITIONS {
-        for offset in 0..expected {
-            assert!(times.contains_key(&(partition, offset)), "lost {partition}@{offset}");
+    lineage.finish(kills * IMAGES_A_KILL);
+}
+
+/// The moments at which a checkpoint, a commit or a dead letter is half done.
+#[cfg(feature = "failpoints")]
+#[test]
+fn death_in_the_middle_of_a_checkpoint_or_commit_loses_nothing() {
+    const IMAGES_A_KILL: u64 = 300;
+    const POINTS: [&str; 7] = [
+        "temporary_write",
+        "sync",
+        "rename",
+        "renamed",
+        "segment_sync",
+        "commit",
+        "dead_letter_acknowledged",
+    ];
+    let Some(brokers) = brokers() else { return };
+    let letters = unique("deaths-refused");
+    create_topic(&brokers, &letters, 1);
+    let lineage = Lineage::new(&brokers, "deaths", &format!("dead_letter_topic = \"{letters}\"\n"));
+    let mut rng = seed::rng(2, Purpose::Evaluate, &[]);
+    let mut n_records = 0;
+    for _ in 0..kills(1) {
+        for point in POINTS {
+            let broken = |index: u64| match index % 50 {
+                7 => Message { value: b"no image".to_vec(), ..message(index) },
+                _ => message(index),
+            };
+            let new = n_records..n_records + IMAGES_A_KILL;
+            produce(&brokers, &lineage.topic, new.map(broken));
+            n_records += IMAGES_A_KILL;
+            // Learner id and first checkpoint are written once.
+            let action = format!("{}*off->return", rng.random_range(1..4));
+            let mut program = lineage.start(&[(point, &action)]);
+            let status = program.wait();
+            assert!(!status.success(), "it was to die at {point}: {}", program.log());
         }
     }
-    assert_eq!(committed(&brokers, &topic, &topic, PARTITIONS), [expected; PARTITIONS as usize]);
+    lineage.finish(n_records);
 }
 
 #[test]

@@ -67,9 +67,17 @@ pub(crate) struct Program {
 impl Program {
     /// Starts the program; its output goes to `log`.
     pub(crate) fn start(args: &[&str], log: &Path) -> Self {
+        Self::start_with(args, log, &[])
+    }
+
+    /// The same with failpoints, each its name and what it does; they need the feature `failpoints`.
+    pub(crate) fn start_with(args: &[&str], log: &Path, failpoints: &[(&str, &str)]) -> Self {
+        let failpoints: Vec<_> =
+            failpoints.iter().map(|(name, action)| format!("{name}={action}")).collect();
         let file = File::options().create(true).append(true).open(log).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_selfstream"))
             .args(args)
+            .env("FAILPOINTS", failpoints.join(";"))
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)

@@ -8,11 +8,13 @@ mod toy;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use selfstream::server::{Config, app};
-use selfstream::snapshot::Encode;
+use selfstream::snapshot::{Encode, Registry};
 use serde_json::json;
+use std::sync::Arc;
+use tower::ServiceExt;
 use toy::{
     Toy, app_of, ask, assert_made_by, get, multipart, png, png64, post, post_json, server_of,
-    snapshot, toy, version,
+    server_over, snapshot, toy, version,
 };
 
 const LEVELS: [u8; 3] = [30, 0, 255];
@@ -144,6 +146,27 @@ async fn a_model_is_latest_or_a_version_or_its_only_prefix() {
 }
 
 #[tokio::test]
+async fn stable_is_a_version_once_there_is_one_and_stays_when_others_go() {
+    let registry = Arc::new(Registry::new(2));
+    registry.publish(toy(1));
+    let app = app(server_over(Config::default(), Arc::clone(&registry)));
+    let ask_stable = || post_json(&json!({ "model": "stable", "input": png64(1) }));
+    let answer = ask(&app, ask_stable()).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.refusal().0, "no_stable");
+    registry.promote(toy(1));
+    (2..5).for_each(|number| registry.publish(toy(number)));
+    let answer = ask(&app, ask_stable()).await;
+    assert_eq!(answer.headers["x-selfstream-version"], version(1).as_str());
+    let models = ask(&app, get("/v1/models")).await.json();
+    let listed = models["data"].as_array().unwrap().iter();
+    let listed: Vec<_> = listed.map(|model| (&model["id"], &model["stable"])).collect();
+    let expected =
+        [(4, false), (3, false), (1, true)].map(|(n, is)| (json!(version(n)), json!(is)));
+    assert!(listed.iter().map(|(id, is)| ((*id).clone(), (*is).clone())).eq(expected));
+}
+
+#[tokio::test]
 async fn nothing_is_ready_before_the_first_publication() {
     let app = app_of(&[]);
     let requests =
@@ -234,7 +257,7 @@ async fn models_are_listed_newest_first_in_openais_form() {
         json!({
             "id": version(number), "object": "model", "created": 1_700_000_000,
             "owned_by": "selfstream", "architecture": "toy", "dimensions": 32, "step": 7,
-            "images_learned": 896, "parent": "before", "latest": latest,
+            "images_learned": 896, "changes": 0, "parent": "before", "latest": latest, "stable": false,
         })
     };
     let list = ask(&app, get("/v1/models")).await.json();
@@ -251,12 +274,13 @@ async fn the_index_names_endpoints_that_exist() {
     let app = app_of(&[toy(1)]);
     let index = ask(&app, get("/")).await.json();
     let endpoints = index["endpoints"].as_object().unwrap();
-    assert_eq!(endpoints.len(), 6);
+    assert_eq!(endpoints.len(), 7);
     for endpoint in endpoints.keys() {
         let (method, path) = endpoint.split_once(' ').unwrap();
         let path = path.replace("{version}", "latest");
         let request = Request::builder().method(method).uri(&path).body(Body::empty()).unwrap();
-        let status = ask(&app, request).await.status.as_u16();
+        // The body of events has no end.
+        let status = app.clone().oneshot(request).await.unwrap().status().as_u16();
         assert!(![404, 405].contains(&status), "{endpoint} answered {status}");
     }
 }

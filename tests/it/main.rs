@@ -12,11 +12,17 @@ mod delivery;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod deterministic;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod http;
 #[cfg(test)]
+mod kafka;
+#[cfg(test)]
 mod learning;
+#[cfg(all(test, feature = "failpoints"))]
+mod recovery;
 #[cfg(test)]
 mod refusals;
 #[cfg(test)]

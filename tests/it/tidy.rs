@@ -59,12 +59,13 @@ fn stages_import_only_from_stages_before_them() {
         "ops",
         "objective",
         "sink",
-        "checkpoint",
         "gate",
+        "checkpoint",
         "snapshot",
         "learner",
         "server",
         "evaluate",
+        "drift",
     ];
     for (index, stage) in stages.iter().enumerate() {
         let root = Path::new("src").join(stage);

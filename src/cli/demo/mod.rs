@@ -82,7 +82,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     };
     let feeding = broker.feed(Arc::clone(&images), running.vitals.clone(), stop.clone())?;
     let registry = Arc::clone(&running.registry);
-    let served = Arc::clone(&registry);
+    let served = (Arc::clone(&registry), running.events.clone());
     let serving =
         tokio::spawn(pipeline::serve(config.clone(), served, listener, metrics, stop.clone()));
     println!("embeddings at {url}/v1/embeddings, metrics at {url}/metrics; ctrl-c ends the demo");

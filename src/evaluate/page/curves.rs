@@ -1,4 +1,4 @@
-//! The run over time: its loss, the accuracy of its snapshots, the spread of its embeddings.
+//! The run over time: its loss, the accuracy of its snapshots, what its embeddings looked like.
 
 use super::chart::{Chart, Point};
 use crate::evaluate::Report;
@@ -7,10 +7,15 @@ use maud::{Markup, html};
 
 /// The curves that there is something for.
 pub(super) fn section(report: &Report, history: &[Entry]) -> Option<Markup> {
-    let charts: Vec<_> = [loss(history), accuracy(report), prequential(history), spread(history)]
-        .into_iter()
-        .filter(|chart| !chart.points.is_empty())
-        .collect();
+    let charts = [
+        loss(history),
+        accuracy(report),
+        prequential(history),
+        spread(history),
+        rank(history),
+        alignment(history),
+    ];
+    let charts: Vec<_> = charts.into_iter().filter(|chart| !chart.points.is_empty()).collect();
     if charts.is_empty() {
         return None;
     }
@@ -73,6 +78,28 @@ fn spread(history: &[Entry]) -> Chart {
     Chart {
         title: "Spread",
         meaning: "Standard deviation of the embeddings: 0 is collapsed, 1 fills the sphere evenly.",
+        from_zero: true,
+        points: history.iter().filter_map(point).collect(),
+    }
+}
+
+fn rank(history: &[Entry]) -> Chart {
+    let point =
+        |entry: &Entry| Some(Point::new(entry.step as f64, entry.monitors.as_ref()?.rankme));
+    Chart {
+        title: "RankMe",
+        meaning: "Over how many directions the embeddings of the last 256 images in training lie.",
+        from_zero: true,
+        points: history.iter().filter_map(point).collect(),
+    }
+}
+
+fn alignment(history: &[Entry]) -> Chart {
+    let point =
+        |entry: &Entry| Some(Point::new(entry.step as f64, entry.monitors.as_ref()?.alignment?));
+    Chart {
+        title: "Alignment",
+        meaning: "Mean squared distance of two views of an image: 0 is one point, 2 unrelated.",
         from_zero: true,
         points: history.iter().filter_map(point).collect(),
     }

@@ -149,6 +149,7 @@ mod tests {
             loss: (step != 3).then_some(4.0 / step as f32),
             rate: 0.06,
             spread: Some(0.5),
+            monitors: None,
             accuracy: Some(0.4),
             version: Some(format!("v{step}")),
             time_ms: step as i64,

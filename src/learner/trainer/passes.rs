@@ -45,19 +45,11 @@ impl Trainer {
         Ok(leaves)
     }
 
-    pub(super) fn remember(
-        &mut self,
-        passes: &[Pass],
-        leaves: &[Tensor],
-        n_images: usize,
-    ) -> Result<()> {
-        let Some(kept) = &mut self.features else { return Ok(()) };
+    pub(super) fn remember(&mut self, passes: &[Pass], leaves: &[Tensor]) -> Result<()> {
         let largest = passes.iter().zip(leaves).max_by_key(|(pass, _)| pass.side_px);
         if let Some((_, leaf)) = largest {
-            let (rows, feature_dim) = leaf.dims2()?;
-            let views = normalise(&leaf.detach())?;
-            let views = views.reshape((rows / n_images, n_images, feature_dim))?;
-            *kept = views.mean(0)?.flatten_all()?.to_vec1()?;
+            let views = normalise(&leaf.detach())?; // [V * N, D]
+            self.features = views.flatten_all()?.to_vec1()?;
         }
         Ok(())
     }

@@ -1,18 +1,19 @@
 //! The poll loop. It never stops polling for long, so a step of any length loses no assignment.
 
+use super::client::{Fatal, client_config, is_held_by_another};
 use super::context::{Context, RateLimit, commit_offsets};
+use super::pace::Pace;
 use super::{Config, Lag};
 use crate::source::offsets::Partition;
-use crate::source::{Commit, Downstream, Link, Offer, Origin, Record};
-use anyhow::{Context as _, Result, bail};
+use crate::source::{Commit, Downstream, Link, Offer, Origin, Record, Told};
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -21,15 +22,36 @@ const POLL: Duration = Duration::from_millis(100);
 /// Longest wait for space downstream before the partitions are paused and polled on. Pausing drops
 /// what librdkafka has fetched ahead, so it is kept for steps that take longer than most.
 const BLOCK: Duration = Duration::from_secs(5);
+/// Time between two attempts to join as a static member that another session still holds.
+const HELD: Duration = Duration::from_secs(1);
 
 /// Reads until `link.stop`, then commits until the learner has ended.
-pub(super) fn run(config: &Config, lag: Lag, link: Link) -> Result<()> {
-    let Link { mut records, learner, mut commits, stop } = link;
+pub(super) fn run(config: &Config, lag: Lag, mut link: Link) -> Result<()> {
+    loop {
+        match read(config, lag.clone(), &mut link) {
+            Err(error) if is_held_by_another(&error) && !link.stop.is_cancelled() => {
+                warn!("an earlier session still holds kafka.instance_id: waiting for it to end");
+                let stop = link.stop.clone();
+                link.runtime.block_on(async {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(HELD) => {}
+                    }
+                });
+            }
+            ended => return ended,
+        }
+    }
+}
+
+fn read(config: &Config, lag: Lag, link: &mut Link) -> Result<()> {
+    let Link { records, learner, told, stop, .. } = link;
     let context = Context {
-        learner,
+        learner: learner.clone(),
         stop: stop.clone(),
         start_at: config.start,
-        lag,
+        lag: lag.clone(),
+        lag_alarm_records: config.lag_alarm_records,
         generations: Mutex::default(),
         quiet: RateLimit::default(),
     };
@@ -39,55 +61,28 @@ pub(super) fn run(config: &Config, lag: Lag, link: Link) -> Result<()> {
     consumer.subscribe(&topics).context("subscribing")?;
     info!(?topics, group = config.group, brokers = config.brokers, "subscribed");
 
-    let mut reader = Reader { consumer: &consumer, names: HashSet::new() };
+    let mut reader = Reader {
+        consumer: &consumer,
+        names: HashSet::new(),
+        pace: Pace::new(config.lag_target_records),
+        not_read: config.dead_letter_topic.as_deref(),
+    };
     while !stop.is_cancelled() {
-        commit_pending(&consumer, &mut commits);
+        reader.hear(told)?;
+        reader.pace.observe(lag.records(), Instant::now());
         match consumer.poll(POLL) {
             None => {}
             Some(Err(error)) => reader.on_error(&error)?,
             Some(Ok(message)) => {
                 if let Some(record) = reader.record(&message)
-                    && !reader.hand_on(record, &mut *records, &mut commits, &stop)?
+                    && !reader.hand_on(record, &mut **records, told, stop)?
                 {
                     break;
                 }
             }
         }
     }
-    drop(records);
-    reader.finish(commits)
-}
-
-fn client_config(config: &Config) -> ClientConfig {
-    let mut client = config.client();
-    client
-        .set("group.id", &config.group)
-        .set("partition.assignment.strategy", "cooperative-sticky")
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "error")
-        // With the default of a second a small queue starves its reader.
-        .set("fetch.queue.backoff.ms", "10")
-        .set("queued.max.messages.kbytes", "16384")
-        .set("fetch.message.max.bytes", "1048576")
-        // A topic that is made after we subscribe is found this soon; the default is 5 minutes.
-        .set("topic.metadata.refresh.interval.ms", "10000")
-        .set("statistics.interval.ms", "1000");
-    if let Some(instance_id) = &config.instance_id {
-        client.set("group.instance.id", instance_id);
-    }
-    config.with_properties(client)
-}
-
-/// Sends the newest checkpoint's offsets, if one has been written.
-fn commit_pending(consumer: &BaseConsumer<Context>, commits: &mut mpsc::Receiver<Commit>) {
-    let mut newest = None;
-    while let Ok(commit) = commits.try_recv() {
-        newest = Some(commit);
-    }
-    if let Some(commit) = newest {
-        commit_now(consumer, &commit, CommitMode::Async);
-    }
+    reader.finish(link)
 }
 
 fn commit_now(consumer: &BaseConsumer<Context>, commit: &Commit, mode: CommitMode) {
@@ -99,21 +94,52 @@ fn commit_now(consumer: &BaseConsumer<Context>, commit: &Commit, mode: CommitMod
 struct Reader<'a> {
     consumer: &'a BaseConsumer<Context>,
     names: HashSet<Arc<str>>,
+    pace: Pace,
+    /// The dead-letter topic, which a regular expression of topics may match.
+    not_read: Option<&'a str>,
 }
 
 impl Reader<'_> {
-    /// Copies a message out of librdkafka; `None` if its partition has just been revoked.
+    /// Sends the newest checkpoint's offsets, if one has been written; goes back where the learner has.
+    fn hear(&self, told: &mut mpsc::Receiver<Told>) -> Result<()> {
+        let (mut newest, mut went_back) = (None, false);
+        while let Ok(told) = told.try_recv() {
+            match told {
+                Told::Written(commit) => newest = Some(commit),
+                // What was committed before is not done any more.
+                Told::WentBack => (newest, went_back) = (None, true),
+            }
+        }
+        if went_back {
+            self.begin_again()?;
+        }
+        if let Some(commit) = newest {
+            commit_now(self.consumer, &commit, CommitMode::Async);
+        }
+        Ok(())
+    }
+
+    /// Copies a message out of librdkafka, or its place alone if the pace skips it; `None` if its
+    /// partition has just been revoked.
     fn record(&mut self, message: &BorrowedMessage<'_>) -> Option<Record> {
+        if self.not_read == Some(message.topic()) {
+            return None;
+        }
         let topic = self.intern(message.topic());
         let partition = Partition { topic: Arc::clone(&topic), partition: message.partition() };
         let generation = self.consumer.context().generation(&partition)?;
+        let origin = Origin { topic, partition: message.partition(), offset: message.offset() };
+        if !self.pace.takes() {
+            return Some(Record::skipped(origin, generation));
+        }
         let headers = message.headers().map(|headers| {
             let copy = |value: &[u8]| Bytes::copy_from_slice(value);
             headers.iter().map(|h| (h.key.to_owned(), h.value.map(copy))).collect()
         });
         Some(Record {
-            origin: Origin { topic, partition: message.partition(), offset: message.offset() },
+            origin,
             generation,
+            is_skipped: false,
             bytes: message.payload().map(Bytes::copy_from_slice).unwrap_or_default(),
             timestamp_ms: message.timestamp().to_millis(),
             key: message.key().map(Bytes::copy_from_slice),
@@ -135,7 +161,7 @@ impl Reader<'_> {
         &self,
         record: Record,
         records: &mut dyn Downstream,
-        commits: &mut mpsc::Receiver<Commit>,
+        told: &mut mpsc::Receiver<Told>,
         stop: &tokio_util::sync::CancellationToken,
     ) -> Result<bool> {
         let mut record = match records.offer(record, BLOCK) {
@@ -146,7 +172,7 @@ impl Reader<'_> {
         let paused = self.consumer.assignment().context("assignment")?;
         self.consumer.pause(&paused).context("pausing")?;
         let is_open = loop {
-            commit_pending(self.consumer, commits);
+            self.hear(told)?;
             // Paused partitions deliver nothing: this serves rebalances and keeps the membership.
             match self.consumer.poll(Duration::ZERO) {
                 Some(Err(error)) => self.on_error(&error)?,
@@ -181,7 +207,7 @@ impl Reader<'_> {
     /// Outages pass; only what librdkafka calls fatal ends the run.
     fn on_error(&self, error: &KafkaError) -> Result<()> {
         if let Some((code, reason)) = self.consumer.client().fatal_error() {
-            bail!("kafka: fatal error {code:?}: {reason}");
+            return Err(Fatal { code, reason }.into());
         }
         let code = error.rdkafka_error_code();
         if code == Some(RDKafkaErrorCode::AutoOffsetReset) {
@@ -197,9 +223,14 @@ impl Reader<'_> {
     /// Our place is gone at the broker: begins each partition again inside what it has.
     fn realign(&self) -> Result<()> {
         let assigned = self.consumer.assignment().context("assignment")?;
-        let context = self.consumer.context();
-        context.release(self.consumer, &assigned);
-        context.place(self.consumer, &assigned);
+        self.consumer.context().release(self.consumer, &assigned);
+        self.begin_again()
+    }
+
+    /// Reads each partition on from where the learner says.
+    fn begin_again(&self) -> Result<()> {
+        let assigned = self.consumer.assignment().context("assignment")?;
+        self.consumer.context().place(self.consumer, &assigned);
         let places = assigned.to_topic_map();
         for ((topic, partition), offset) in &places {
             self.consumer
@@ -210,13 +241,15 @@ impl Reader<'_> {
     }
 
     /// Keeps the membership until the learner has ended, then commits its last checkpoint.
-    fn finish(&self, mut commits: mpsc::Receiver<Commit>) -> Result<()> {
+    fn finish(&self, link: &mut Link) -> Result<()> {
+        let told = &mut link.told;
         let assigned = self.consumer.assignment().context("assignment")?;
         self.consumer.pause(&assigned).context("pausing")?;
         let mut last: Option<Commit> = None;
         loop {
-            match commits.try_recv() {
-                Ok(commit) => last = Some(commit),
+            match told.try_recv() {
+                Ok(Told::Written(commit)) => last = Some(commit),
+                Ok(Told::WentBack) => last = None,
                 Err(mpsc::error::TryRecvError::Disconnected) => break,
                 Err(mpsc::error::TryRecvError::Empty) => {
                     if let Some(Err(error)) = self.consumer.poll(POLL) {

@@ -1,6 +1,7 @@
 //! What librdkafka calls back: rebalances, logs, errors, statistics.
 
 use super::{Lag, StartAt};
+use crate::fault;
 use crate::source::offsets::{Candidate, Partition, Start};
 use crate::source::{Commit, LearnerLink};
 use metrics::{counter, gauge};
@@ -27,6 +28,7 @@ pub(super) struct Context {
     pub(super) stop: CancellationToken,
     pub(super) start_at: StartAt,
     pub(super) lag: Lag,
+    pub(super) lag_alarm_records: u64,
     pub(super) generations: Mutex<HashMap<Partition, u64>>,
     pub(super) quiet: RateLimit,
 }
@@ -81,6 +83,10 @@ impl Context {
         list: &TopicPartitionList,
     ) -> KafkaResult<Vec<Candidate>> {
         let committed = consumer.committed_offsets(list.clone(), QUESTION_TIMEOUT)?;
+        let at_time = match self.start_at {
+            StartAt::Time(ms) => Some(self.offsets_at(consumer, list, ms)?),
+            StartAt::Earliest | StartAt::Latest => None,
+        };
         let mut candidates = vec![];
         for element in list.elements() {
             let (topic, number) = (element.topic(), element.partition());
@@ -93,11 +99,34 @@ impl Context {
             let default = match self.start_at {
                 StartAt::Earliest => low,
                 StartAt::Latest => high,
+                StartAt::Time(_) => {
+                    let found = at_time.as_ref().and_then(|l| l.find_partition(topic, number));
+                    // Without a message of that time or later, the end.
+                    found
+                        .and_then(|found| found.offset().to_raw())
+                        .filter(|o| *o >= 0)
+                        .unwrap_or(high)
+                }
             };
             let partition = Partition { topic: Arc::from(topic), partition: number };
             candidates.push(Candidate { partition, committed, low, high, default });
         }
         Ok(candidates)
+    }
+
+    /// The first offsets of a time or later.
+    fn offsets_at(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &TopicPartitionList,
+        ms: i64,
+    ) -> KafkaResult<TopicPartitionList> {
+        let mut times = TopicPartitionList::new();
+        for element in list.elements() {
+            let (topic, number) = (element.topic(), element.partition());
+            times.add_partition_offset(topic, number, Offset::Offset(ms))?;
+        }
+        consumer.offsets_for_times(times, QUESTION_TIMEOUT)
     }
 
     /// Gives the partitions of `list` up: checkpoint first, then commit.
@@ -148,6 +177,7 @@ pub(super) fn commit_offsets(
             element.set_metadata(&metadata);
         }
     }
+    fault::die_at("commit");
     consumer.commit(&list, mode)
 }
 
@@ -205,6 +235,11 @@ impl ClientContext for Context {
             }
         }
         self.lag.set(total);
+        let is_alarming = total >= self.lag_alarm_records;
+        gauge!("selfstream_kafka_lag_alarm").set(f64::from(u8::from(is_alarming)));
+        if is_alarming && self.quiet.admits("lag") {
+            warn!(lag_records = total, "the topic is faster than the learner");
+        }
     }
 }
 

@@ -1,10 +1,15 @@
 //! Kafka: a consumer group over one or more topics.
 
+mod client;
 mod consumer;
 mod context;
+mod pace;
+mod start;
+
+pub use start::StartAt;
 
 use super::{Link, Source};
-use crate::setting::Invalid;
+use crate::setting::{Invalid, within};
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use serde::{Deserialize, Serialize};
@@ -18,29 +23,36 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Config {
     /// Bootstrap servers, `host:port`, separated by commas.
     pub brokers: String,
-    /// The topics whose messages are images.
+    /// The topics whose messages are images; one that begins with `^` is a regular expression.
     pub topics: Vec<String>,
     /// The consumer group.
     pub group: String,
     /// A static member's name: a restart within the session timeout keeps its partitions.
     pub instance_id: Option<String>,
+    /// How members of the group agree on who reads what.
+    pub group_protocol: GroupProtocol,
     /// Where a partition that nobody has read begins.
     pub start: StartAt,
+    /// Records that may wait at the broker: where the topic is faster than the learner, records are
+    /// skipped evenly to hold the lag there. Unset, none is skipped.
+    pub lag_target_records: Option<u64>,
+    /// The lag from which on the alarm is raised.
+    pub lag_alarm_records: u64,
     /// Where refused records go; unset, they are counted and dropped.
     pub dead_letter_topic: Option<String>,
     /// Any librdkafka property, TLS and SASL included, for every client; wins over ours.
     pub properties: BTreeMap<String, String>,
 }
 
-/// Where to begin.
+/// How members of the group agree on who reads what.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum StartAt {
-    /// The oldest message that the broker has.
+pub enum GroupProtocol {
+    /// Members agree among themselves.
     #[default]
-    Earliest,
-    /// Only what comes from now on.
-    Latest,
+    Classic,
+    /// The broker assigns (KIP-848); brokers from Kafka 4.0.
+    Consumer,
 }
 
 impl Default for Config {
@@ -50,7 +62,10 @@ impl Default for Config {
             topics: vec!["images".to_owned()],
             group: "selfstream".to_owned(),
             instance_id: None,
+            group_protocol: GroupProtocol::default(),
             start: StartAt::default(),
+            lag_target_records: None,
+            lag_alarm_records: 100_000,
             dead_letter_topic: None,
             properties: BTreeMap::new(),
         }
@@ -83,6 +98,9 @@ impl Config {
         for topic in &self.topics {
             filled("kafka.topics", topic, "names of topics")?;
         }
+        let allowed = "at least 1, or unset";
+        within("kafka.lag_target_records", self.lag_target_records.unwrap_or(1), 1.., allowed)?;
+        within("kafka.lag_alarm_records", self.lag_alarm_records, 1.., "at least 1")?;
         if let Some(topic) = &self.dead_letter_topic {
             filled("kafka.dead_letter_topic", topic, "a topic's name, or unset")?;
             if self.topics.contains(topic) {

@@ -1,8 +1,10 @@
 //! Over real sockets: curl, OpenAI's Python client, slow clients, and shutting down.
 
 use super::toy::{
-    assert_made_by, embeddings, eventually, gated, png, png64, server_of, toy, version,
+    assert_made_by, embeddings, eventually, gated, png, png64, server_hearing, server_of, toy,
+    version,
 };
+use selfstream::events::{Event, Events};
 use selfstream::server::{Config, Server, serve};
 use serde_json::{Value, json};
 use std::fs;
@@ -49,6 +51,32 @@ async fn curl(address: SocketAddr, path: &str, arguments: &[&str]) -> (u16, Stri
 fn json_of((status, body): (u16, String)) -> Value {
     assert_eq!(status, 200, "{body}");
     serde_json::from_str(&body).unwrap()
+}
+
+/// A stream of events lasts until the server shuts down, and holds nothing up then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn curl_hears_events_until_the_server_ends() {
+    let events = Events::default();
+    let (address, stop, serving) = start(server_hearing(events.clone())).await;
+    let heard = tokio::spawn(async move { curl(address, "/v1/events", &["--no-buffer"]).await });
+    eventually("the stream to begin", async || events.listeners() == 1).await;
+    events.tell(Event::Drift { origin: "images/0@7".to_owned(), score: 8.5 });
+    events.tell(Event::Refused { step: 3, reason: "collapsed" });
+    stop.send(()).unwrap();
+    let (status, body) = heard.await.unwrap();
+    serving.await.unwrap().unwrap();
+    assert_eq!(status, 200);
+    let told: Vec<(&str, Value)> = body
+        .split("\n\n")
+        .filter_map(|block| {
+            let (name, data) = block.trim().strip_prefix("event: ")?.split_once("\ndata: ")?;
+            Some((name, serde_json::from_str(data).unwrap()))
+        })
+        .collect();
+    let names: Vec<&str> = told.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["drift", "refused"], "{body}");
+    assert_eq!(told[0].1["origin"], "images/0@7");
+    assert_eq!(told[1].1["reason"], "collapsed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, Request, StatusCode, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use selfstream::augment::Preprocess;
+use selfstream::events::Events;
 use selfstream::metrics;
 use selfstream::server::{Config, Server, app};
 use selfstream::snapshot::{Encode, Provenance, Registry, Snapshot};
@@ -85,6 +86,7 @@ pub(crate) fn snapshot(version: String, encoder: impl Encode + 'static) -> Arc<S
         provenance: Provenance {
             step: 7,
             images_learned: 896,
+            changes: 0,
             created_ms: 1_700_000_000_999,
             parent: Some("before".to_owned()),
         },
@@ -123,7 +125,16 @@ pub(crate) fn server_of(config: Config, snapshots: &[Arc<Snapshot>]) -> Arc<Serv
 /// A server of `config` for a registry that goes on changing.
 pub(crate) fn server_over(config: Config, registry: Arc<Registry>) -> Arc<Server> {
     let metrics = metrics::install().unwrap();
-    Server::start(config, Default::default(), registry, metrics).unwrap()
+    Server::start(config, Default::default(), registry, metrics, Default::default()).unwrap()
+}
+
+/// A server of one version that hears `events`.
+pub(crate) fn server_hearing(events: Events) -> Arc<Server> {
+    let registry = Registry::new(1);
+    registry.publish(toy(1));
+    let metrics = metrics::install().unwrap();
+    Server::start(Config::default(), Default::default(), Arc::new(registry), metrics, events)
+        .unwrap()
 }
 
 /// The app for these versions, with the default settings.

@@ -16,20 +16,17 @@
 //! Singular values are the roots of the eigenvalues of Z'Z in f64, which loses those below 1e-8 of
 //! the largest: less than the rounding of f32 embeddings leaves of them.
 
-use super::Embeddings;
-use nalgebra::DMatrix;
+use super::UnitRows;
 
 /// Keeps the logarithm finite; the paper's, for f32.
 const EPSILON: f64 = 1e-7;
-/// Rows that are added to the product at a time: a guess that keeps them in the cache.
-const BLOCK_ROWS: usize = 512;
 
-/// RankMe of `embeddings`, `[N, D]`; 0 if there are none, or all are zero.
-pub fn rankme(embeddings: &Embeddings) -> f64 {
-    if embeddings.is_empty() {
+/// RankMe of `rows`; 0 if there are none, or all are zero.
+pub fn rankme(rows: &UnitRows) -> f64 {
+    if rows.is_empty() {
         return 0.0;
     }
-    let eigenvalues = gram(&embeddings.normalised()).symmetric_eigenvalues();
+    let eigenvalues = rows.gram(None).symmetric_eigenvalues();
     let singular: Vec<f64> = eigenvalues.iter().map(|value| value.max(0.0).sqrt()).collect();
     effective_rank(&singular)
 }
@@ -44,38 +41,21 @@ fn effective_rank(singular: &[f64]) -> f64 {
     (-shares.map(|share| share * share.ln()).sum::<f64>()).exp()
 }
 
-/// Z'Z `[D, D]`, or ZZ' `[N, N]` where that is smaller: their eigenvalues other than 0 are the same.
-fn gram(rows: &Embeddings) -> DMatrix<f64> {
-    let block = |rows: &[f32], dim: usize| {
-        // One column a row: matrices are stored by column.
-        DMatrix::from_iterator(dim, rows.len() / dim, rows.iter().map(|value| f64::from(*value)))
-    };
-    if rows.len() < rows.dim() {
-        let columns = block(rows.values(), rows.dim()); // [D, N]
-        return columns.transpose() * columns;
-    }
-    let mut gram = DMatrix::zeros(rows.dim(), rows.dim());
-    for rows_of_block in rows.values().chunks(BLOCK_ROWS * rows.dim()) {
-        let columns = block(rows_of_block, rows.dim()); // [D, B]
-        gram.gemm(1.0, &columns, &columns.transpose(), 1.0);
-    }
-    gram
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::seed::{self, Purpose};
+    use nalgebra::DMatrix;
     use proptest::prelude::*;
     use rand::RngExt;
 
     /// The first `n_axes` unit vectors of `dim`, each `times` and at another scale.
-    fn axes(n_axes: usize, dim: usize, times: usize) -> Embeddings {
+    fn axes(n_axes: usize, dim: usize, times: usize) -> UnitRows {
         let mut values = vec![0.0; n_axes * times * dim];
         for row in 0..n_axes * times {
             values[row * dim + row % n_axes] = 1.0 + row as f32;
         }
-        Embeddings::new(values, dim).unwrap()
+        UnitRows::new(values, dim)
     }
 
     #[test]
@@ -93,14 +73,14 @@ mod tests {
         let row = |row| if row < 9 { [1.0, 0.0] } else { [0.0, 1.0] };
         let values = (0..13).flat_map(row).collect();
         let expected = (-(0.6 * 0.6_f64.ln() + 0.4 * 0.4_f64.ln())).exp();
-        let found = rankme(&Embeddings::new(values, 2).unwrap());
+        let found = rankme(&UnitRows::new(values, 2));
         assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
     }
 
     #[test]
     fn nothing_has_no_rank() {
-        assert_eq!(rankme(&Embeddings::new(vec![0.0; 12], 3).unwrap()), 0.0);
-        assert_eq!(rankme(&Embeddings::new(vec![], 3).unwrap()), 0.0);
+        assert_eq!(rankme(&UnitRows::new(vec![0.0; 12], 3)), 0.0);
+        assert_eq!(rankme(&UnitRows::new(vec![], 3)), 0.0);
     }
 
     proptest! {
@@ -112,11 +92,11 @@ mod tests {
         ) {
             let mut rng = seed::rng(seed, Purpose::Evaluate, &[]);
             let values = (0..n * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
-            let embeddings = Embeddings::new(values, dim).unwrap();
-            let unit = embeddings.normalised();
-            let matrix = DMatrix::from_fn(n, dim, |row, column| f64::from(unit.row(row)[column]));
+            let unit = UnitRows::new(values, dim);
+            let rows: Vec<&[f32]> = unit.rows().collect();
+            let matrix = DMatrix::from_fn(n, dim, |row, column| f64::from(rows[row][column]));
             let expected = effective_rank(matrix.singular_values().as_slice());
-            let found = rankme(&embeddings);
+            let found = rankme(&unit);
             prop_assert!((found - expected).abs() < 1e-4, "{} is not {}", found, expected);
             prop_assert!(found > 0.999 && found < n.min(dim) as f64 * 1.001);
         }

@@ -1,0 +1,16 @@
+//! Faults on demand, in builds with the feature `failpoints`; otherwise nothing.
+//!
+//! The environment variable FAILPOINTS names them, as the crate `fail` reads it:
+//! `checkpoint_rename=3*off->return` ends the process the fourth time that it is about to rename a
+//! checkpoint. The names stand where the functions here are called.
+
+/// Ends the process as a kill would, if the failpoint `name` says so: nothing is flushed or dropped.
+pub(crate) fn die_at(name: &str) {
+    fail::fail_point!(name, |_| std::process::abort());
+}
+
+/// The number that the failpoint `name` gives, or `otherwise`.
+pub(crate) fn number_at(name: &str, otherwise: f64) -> f64 {
+    fail::fail_point!(name, |text| text.and_then(|t| t.parse().ok()).unwrap_or(otherwise));
+    otherwise
+}

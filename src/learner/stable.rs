@@ -1,0 +1,177 @@
+//! Which version is `stable`: the newest one after which all candidates passed the gate for a while.
+
+use crate::gate::monitor::UnitRows;
+use crate::snapshot::Snapshot;
+use anyhow::Result;
+use metrics::gauge;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// Versions that wait to become stable lie at least so many parts of the time apart: what they take of
+/// memory is bounded, and the newest that may become stable is found to within a part.
+const PARTS: u64 = 4;
+/// Neighbours of an image that two versions are compared by.
+const NEIGHBOURS: usize = 10;
+
+/// The versions on their way.
+pub(super) struct Stable {
+    after_steps: u64,
+    /// Oldest first.
+    waiting: VecDeque<Arc<Snapshot>>,
+    stable: Option<Arc<Snapshot>>,
+    /// Prepared images, flat `[N, H, W, C]`, and N: the same ones for the whole process.
+    reference: Option<(Vec<f32>, usize)>,
+}
+
+impl Stable {
+    /// Versions become stable after so many steps; `stable` is one from before a restart.
+    pub(super) fn new(after_steps: u64, stable: Option<Arc<Snapshot>>) -> Self {
+        Self { after_steps, waiting: VecDeque::new(), stable, reference: None }
+    }
+
+    /// Takes a version that has passed, with the images that it was checked on. Returns the one that
+    /// is stable since, if that is another than before.
+    ///
+    /// # Errors
+    /// An encoder that cannot embed the reference images.
+    pub(super) fn passed(
+        &mut self,
+        snapshot: &Arc<Snapshot>,
+        (images, n_images): (&[f32], usize),
+    ) -> Result<Option<Arc<Snapshot>>> {
+        self.reference.get_or_insert_with(|| (images.to_vec(), n_images));
+        let step = snapshot.provenance.step;
+        let mut newest = None;
+        while self.waiting.front().is_some_and(|s| step >= s.provenance.step + self.after_steps) {
+            newest = self.waiting.pop_front();
+        }
+        let apart = (self.after_steps / PARTS).max(1);
+        if self.waiting.back().is_none_or(|last| step >= last.provenance.step + apart) {
+            self.waiting.push_back(Arc::clone(snapshot));
+        }
+        let Some(newest) = newest else { return Ok(None) };
+        if let Some(overlap) = self.overlap_with(&newest)? {
+            gauge!("selfstream_stable_neighbour_overlap_ratio").set(overlap);
+        }
+        self.stable = Some(Arc::clone(&newest));
+        Ok(Some(newest))
+    }
+
+    /// A candidate has not passed: those before it do not become stable.
+    pub(super) fn refused(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// Its name.
+    pub(super) fn version(&self) -> Option<&str> {
+        self.stable.as_ref().map(|stable| &stable.version[..])
+    }
+
+    /// The share of an image's neighbours among the reference images that it has by the stable
+    /// version and by `newer`. Reported, never a gate: a healthy encoder moves.
+    fn overlap_with(&self, newer: &Snapshot) -> Result<Option<f64>> {
+        let (Some(stable), Some((images, n_images))) = (&self.stable, &self.reference) else {
+            return Ok(None);
+        };
+        let neighbours = |snapshot: &Snapshot| -> Result<Vec<BTreeSet<usize>>> {
+            let embeddings = snapshot.encoder.embed(images.clone(), *n_images)?;
+            Ok(neighbours(&UnitRows::new(embeddings, snapshot.encoder.feature_dim())))
+        };
+        Ok(Some(overlap(&neighbours(stable)?, &neighbours(newer)?)))
+    }
+}
+
+/// The nearest [`NEIGHBOURS`] of each row among the others.
+fn neighbours(rows: &UnitRows) -> Vec<BTreeSet<usize>> {
+    let all: Vec<&[f32]> = rows.rows().collect();
+    let of = |index: usize| {
+        let mut others: Vec<(f32, usize)> = (0..all.len())
+            .filter(|other| *other != index)
+            .map(|other| (all[index].iter().zip(all[other]).map(|(a, b)| a * b).sum(), other))
+            .collect();
+        others.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        others.into_iter().take(NEIGHBOURS).map(|(_, other)| other).collect()
+    };
+    (0..all.len()).map(of).collect()
+}
+
+/// The mean share of what two encoders have in common; 1 where there is nothing to have.
+fn overlap(a: &[BTreeSet<usize>], b: &[BTreeSet<usize>]) -> f64 {
+    let (common, all) = a
+        .iter()
+        .zip(b)
+        .fold((0, 0), |(common, all), (a, b)| (common + a.intersection(b).count(), all + a.len()));
+    if all == 0 { 1.0 } else { common as f64 / all as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::augment::Preprocess;
+    use crate::snapshot::{Encode, Provenance};
+
+    /// Turns images of two numbers by an angle, or mirrors every other one.
+    struct Toy {
+        mirrors: bool,
+    }
+
+    impl Encode for Toy {
+        fn feature_dim(&self) -> usize {
+            2
+        }
+
+        fn embed(&self, images: Vec<f32>, _: usize) -> candle_core::Result<Vec<f32>> {
+            let mirror = |(index, value): (usize, f32)| {
+                if self.mirrors && (index / 2) % 2 == 1 { -value } else { value }
+            };
+            Ok(images.into_iter().enumerate().map(mirror).collect())
+        }
+    }
+
+    fn snapshot(step: u64, mirrors: bool) -> Arc<Snapshot> {
+        Arc::new(Snapshot {
+            version: format!("v{step}"),
+            architecture: "toy".to_owned(),
+            preprocess: Preprocess::imagenet(8),
+            provenance: Provenance { step, ..Provenance::default() },
+            encoder: Box::new(Toy { mirrors }),
+        })
+    }
+
+    /// Points of a circle.
+    fn images(n_images: usize) -> Vec<f32> {
+        let at = |i: usize| (i as f32 / n_images as f32 * std::f32::consts::TAU).sin_cos();
+        (0..n_images).flat_map(|i| [at(i).0, at(i).1]).collect()
+    }
+
+    #[test]
+    fn a_version_is_stable_once_all_passed_for_long_enough() {
+        let mut stable = Stable::new(100, None);
+        let images = images(32);
+        let pass = |stable: &mut Stable, step| {
+            let promoted = stable.passed(&snapshot(step, false), (&images, 32)).unwrap();
+            promoted.map(|snapshot| snapshot.provenance.step)
+        };
+        let steps = [10, 20, 40, 60, 90, 109];
+        assert!(steps.into_iter().all(|step| pass(&mut stable, step).is_none()));
+        // 20 lay too near to 10 to wait.
+        assert_eq!(pass(&mut stable, 130), Some(10));
+        assert_eq!(stable.version(), Some("v10"));
+        assert_eq!(pass(&mut stable, 141), Some(40));
+        stable.refused();
+        assert_eq!(pass(&mut stable, 200), None, "what came before the refusal does not count");
+        assert_eq!(pass(&mut stable, 299), None);
+        assert_eq!(pass(&mut stable, 300), Some(200));
+    }
+
+    #[test]
+    fn neighbours_are_shared_by_equal_encoders_and_half_lost_by_a_mirror() {
+        let mut stable = Stable::new(1, Some(snapshot(0, false)));
+        stable.passed(&snapshot(1, false), (&images(64), 64)).unwrap();
+        let same = stable.overlap_with(&snapshot(2, false)).unwrap();
+        assert_eq!(same, Some(1.0));
+        // On the circle, every other neighbour leaves for the other side.
+        let mirrored = stable.overlap_with(&snapshot(2, true)).unwrap().unwrap();
+        assert!((0.3..0.7).contains(&mirrored), "{mirrored}");
+    }
+}
