@@ -167,7 +167,7 @@ impl Health {
     }
 
     /// Whether nothing is wrong.
-    pub(super) fn is_well(&self) -> bool {
+    fn is_well(&self) -> bool {
         self.steps_not_taken == 0 && self.candidates_refused == 0
     }
 
@@ -177,7 +177,8 @@ impl Health {
 
     /// Whether what is may soon be gone back from: no checkpoint is to be made of it.
     pub(super) fn is_in_doubt(&self) -> bool {
-        !self.is_well() && !self.has_given_up()
+        let is_refused = self.candidates_refused > 0 && self.has_passed;
+        (self.steps_not_taken > 0 || is_refused) && !self.has_given_up()
     }
 
     /// Whether there is nothing left to learn with: losses stay out of bounds after every rollback.
@@ -297,10 +298,12 @@ mod tests {
         let mut health = health();
         health.judged(5, false);
         assert_eq!(health.trouble(), None, "it may not have learned enough yet");
+        assert!(!health.is_in_doubt(), "or nothing would ever be kept of it");
         health.judged(10, true);
         assert_eq!(health.trouble(), None);
         health.judged(20, false);
         assert_eq!(health.trouble(), Some(Trouble::Gate));
+        assert!(health.is_in_doubt());
         assert_eq!(health.good_step(), 10);
         health.gone_back(8, 20);
         assert_eq!((health.trouble(), health.good_step()), (None, 8));

@@ -86,9 +86,13 @@ impl Learner {
         self.finish()
     }
 
-    /// What may have to be gone back from is no state to begin again from.
     pub(super) fn is_checkpoint_due(&self) -> bool {
-        self.state.is_due() && !self.health.is_in_doubt() && !self.health.is_lost()
+        self.state.is_due() && self.is_worth_keeping()
+    }
+
+    /// What may have to be gone back from is no state to begin again from.
+    fn is_worth_keeping(&self) -> bool {
+        !self.health.is_in_doubt() && !self.health.is_lost()
     }
 
     fn is_finished(&self) -> bool {
@@ -215,10 +219,12 @@ impl Learner {
         for acknowledged in self.arrivals.acknowledgements() {
             self.acknowledge(&acknowledged)?;
         }
-        if self.publisher.is_behind(self.trainer.progress().steps) && self.health.is_well() {
+        if self.publisher.is_behind(self.trainer.progress().steps) && self.is_worth_keeping() {
             self.publish(None)?;
         }
-        self.checkpoint()?;
+        if self.is_worth_keeping() {
+            self.checkpoint()?;
+        }
         self.show();
         let summary = Summary {
             vitals: self.current_vitals(),
