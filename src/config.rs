@@ -491,6 +491,8 @@ mod tests {
         let message = message(&format!("{text} = 96"));
         assert!(message.contains("input.side_px = 96") && message.contains("224"), "{message}");
         Config::parse(&format!("{text} = 224")).unwrap();
+        let message = message(&format!("{text} = 224\naugment.side_px = 112"));
+        assert!(message.contains("augment.side_px = 112") && message.contains("224"), "{message}");
     }
 
     /// A value of the wrong kind: the message names the key and the value's kind.

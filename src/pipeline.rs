@@ -272,7 +272,7 @@ fn open_trainer(config: &Config) -> Result<Trainer> {
     let init = config.encoder.init.as_deref().map(|path| beginning::read(path, &plan));
     let trainer = Trainer::new(&Recipe {
         plan: &plan,
-        side_px: config.input.side_px,
+        view_side_px: config.view_side_px(),
         objective: &config.objective,
         optimizer: &config.learner.optimizer,
         schedule: &config.learner.schedule.for_batch(config.batch.images),

@@ -15,6 +15,10 @@ pub struct Config {
     /// Whose augmentation to follow: `"simclr"` (both views alike) or `"byol"` (view a always
     /// blurred, view b seldom blurred and sometimes solarised).
     pub recipe: Recipe,
+    /// Side of the views; unset, that of the encoder's input. Smaller views cost less, and as
+    /// crops show things larger than whole images do, a convolutional encoder serves its larger
+    /// input well (Touvron et al. 2019, arXiv 1906.06423).
+    pub side_px: Option<usize>,
     /// SimCLR's s, 0 to 2.5, which scales how far its colours change: brightness, contrast and
     /// saturation by 0.8 s, hue by 0.2 s. Without effect on BYOL, whose amounts are fixed, and on
     /// amounts given below.
@@ -68,6 +72,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             recipe: Recipe::Simclr,
+            side_px: None,
             // SimCLR, appendix B.9: 0.5 for CIFAR, 1.0 for ImageNet.
             jitter_strength: 0.5,
             crop_area: [0.2, 1.0],
@@ -99,6 +104,9 @@ impl Config {
     /// # Errors
     /// Names the first key whose value is not allowed, and what is.
     pub fn validate(&self) -> Result<(), Invalid> {
+        if let Some(side_px) = self.side_px {
+            setting::within("augment.side_px", side_px, 8..=1024, "from 8 to 1024")?;
+        }
         // Above 2.5, hue would change by more than the half turn that reaches every hue.
         let strength = "a number from 0 to 2.5";
         setting::within("augment.jitter_strength", self.jitter_strength, 0.0..=2.5, strength)?;

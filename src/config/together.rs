@@ -24,16 +24,23 @@ impl Config {
         Ok(())
     }
 
+    /// The side of the views that the encoder learns from.
+    pub fn view_side_px(&self) -> usize {
+        self.augment.side_px.unwrap_or(self.input.side_px)
+    }
+
     /// An encoder with positions of a grid takes images of one side.
     pub(super) fn validate_input_of_encoder(&self) -> Result<(), Invalid> {
-        let Config { encoder, input, .. } = self;
-        match encoder.architecture.only_side_px() {
-            Some(side_px) if side_px != input.side_px => {
-                let allowed =
-                    format!("{side_px} with encoder.architecture {}", encoder.architecture);
-                Err(Invalid::new("input.side_px", input.side_px, allowed))
+        let architecture = self.encoder.architecture;
+        let Some(only) = architecture.only_side_px() else { return Ok(()) };
+        let sides =
+            [("input.side_px", self.input.side_px), ("augment.side_px", self.view_side_px())];
+        match sides.into_iter().find(|(_, side_px)| *side_px != only) {
+            Some((key, side_px)) => {
+                let allowed = format!("{only} with encoder.architecture {architecture}");
+                Err(Invalid::new(key, side_px, allowed))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Learner;
 use super::trainer::StepReport;
+use crate::augment::ViewGroup;
 use crate::batch::assemble::{Batch, Fresh, Order};
 use crate::decode::fingerprint::difference;
 use crate::objective::parts::negatives::NegativeWeights;
@@ -28,7 +29,9 @@ impl Learner {
             .collect();
         let is_due = self.publisher.is_due(order.step);
         // The first view of each image is at hand, where it is of the input's side.
-        let is_probe = self.views.groups.first().is_some_and(|group| group.side_px.is_none());
+        let input_side_px = self.views.preprocess.side_px;
+        let is_input = |group: &ViewGroup| group.side_px.is_none_or(|side| side == input_side_px);
+        let is_probe = self.views.groups.first().is_some_and(is_input);
         let probe_len = ids.len() * self.views.preprocess.input_len();
         let probe = (is_due && is_probe).then(|| (views[..probe_len].to_vec(), ids.len()));
         let negatives = self.negatives(&fingerprints);

@@ -26,8 +26,8 @@ const ALIGNMENT: &str = "alignment.";
 pub struct Recipe<'a> {
     /// The encoder.
     pub plan: &'a Plan,
-    /// Side of its square input.
-    pub side_px: usize,
+    /// Side of the views that it learns from, where the objective has no side of its own.
+    pub view_side_px: usize,
     /// The loss.
     pub objective: &'a objective::Config,
     /// How gradients become steps.
@@ -72,7 +72,7 @@ impl Trainer {
     /// # Errors
     /// Whatever the device reports.
     pub fn new(recipe: &Recipe<'_>) -> Result<Self> {
-        let Recipe { plan, side_px, device, seed, precision, .. } = *recipe;
+        let Recipe { plan, view_side_px, device, seed, precision, .. } = *recipe;
         let objective = recipe.objective.build(plan.feature_dim, seed, device)?;
         let served = Served::new(recipe.average_momentum);
         let target = objective.target(0.0).map(|_| Shadow::Target);
@@ -89,7 +89,7 @@ impl Trainer {
         Ok(Self {
             plan: plan.clone(),
             encoder: backbone::open(&spec, device)?,
-            views: Arrangement::new(objective.views(), side_px),
+            views: Arrangement::new(objective.views(), view_side_px),
             optimizer: Optimizer::new(recipe.optimizer, &heads)?,
             alignment,
             objective,
@@ -232,7 +232,7 @@ mod tests {
             schedule::Config { warmup_steps: 10, learning_rate, ..schedule::Config::default() };
         Trainer::new(&Recipe {
             plan: &plan(),
-            side_px: SIDE_PX,
+            view_side_px: SIDE_PX,
             objective,
             optimizer: &toml::from_str(optimizer).unwrap(),
             schedule: &schedule,

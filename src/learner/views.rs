@@ -21,14 +21,18 @@ pub(super) struct Pass {
 }
 
 impl Arrangement {
-    /// `views` for an encoder's input of `side_px`.
+    /// `views`, of `side_px` where they have no side of their own.
     pub(super) fn new(views: Vec<Views>, side_px: usize) -> Self {
         Self { views, side_px }
     }
 
-    /// What to make of each image.
+    /// What to make of each image, each group with its side.
     pub(super) fn groups(&self) -> Vec<ViewGroup> {
-        self.views.iter().map(|views| views.group).collect()
+        let sided = |Views { group, .. }: &Views| ViewGroup {
+            side_px: Some(group.side_px.unwrap_or(self.side_px)),
+            ..*group
+        };
+        self.views.iter().map(sided).collect()
     }
 
     /// Checks that `views` are those of `n_images` images.
@@ -156,6 +160,8 @@ mod tests {
         assert_eq!(arrangement.take(&mut all, &encoder[1], N_IMAGES), [1.0; 36]);
         assert_eq!(all, views());
 
+        let sides: Vec<_> = arrangement.groups().iter().map(|group| group.side_px).collect();
+        assert_eq!(sides, [Some(2), Some(1), Some(2)]);
         let whole = Arrangement::new(vec![Views::alike(2)], 2);
         let mut all = vec![1.0; 12];
         let pass = &whole.passes(SeenBy::encoder)[0];
