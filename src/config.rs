@@ -1,7 +1,11 @@
-//! The configuration of a run: the documented defaults, then a file, then the environment, then
-//! flags. Unknown keys and values that cannot work are refused by name before anything starts.
+//! The configuration of a run: the documented defaults, then a preset, then a file, then the
+//! environment, then flags. Unknown keys and values that cannot work are refused by name before
+//! anything starts.
 
+mod preset;
 mod together;
+
+pub use preset::Preset;
 
 use crate::setting::{Invalid, within};
 use crate::{
@@ -24,6 +28,8 @@ const ENVIRONMENT_PREFIX: &str = "SELFSTREAM__";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Settings that go together, under those that are given.
+    pub preset: Option<Preset>,
     /// The process.
     pub run: Run,
     /// What is read.
@@ -175,7 +181,7 @@ pub enum Error {
 }
 
 impl Config {
-    /// The defaults, then `file`, then the environment.
+    /// The defaults, then the preset that is chosen, then `file`, then the environment.
     ///
     /// # Errors
     /// The first key or value that cannot be used.
@@ -187,7 +193,7 @@ impl Config {
             layers = layers.merge(Toml::string(&text));
         }
         let layers = layers.merge(Env::prefixed(ENVIRONMENT_PREFIX).split("__"));
-        Self::extract(&layers)
+        Self::extract(layers)
     }
 
     /// The defaults, then `text`; for tests.
@@ -195,10 +201,11 @@ impl Config {
     /// # Errors
     /// The first key or value that cannot be used.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        Self::extract(&Figment::from(Toml::string(text)))
+        Self::extract(Figment::from(Toml::string(text)))
     }
 
-    fn extract(given: &Figment) -> Result<Self, Error> {
+    fn extract(given: Figment) -> Result<Self, Error> {
+        let given = &preset::beneath(given);
         let layers = Figment::from(Serialized::defaults(Self::defaults(given))).merge(given);
         let config: Self = layers.extract().map_err(|error| explain(&layers, &error))?;
         config.validate()?;
@@ -491,8 +498,8 @@ mod tests {
         let message = message(&format!("{text} = 96"));
         assert!(message.contains("input.side_px = 96") && message.contains("224"), "{message}");
         Config::parse(&format!("{text} = 224")).unwrap();
-        let message = message(&format!("{text} = 224\naugment.side_px = 112"));
-        assert!(message.contains("augment.side_px = 112") && message.contains("224"), "{message}");
+        let message = message(&format!("{text} = 224\naugment.side_share = 0.5"));
+        assert!(message.contains("augment.side_share = 0.5") && message.contains("unset or 1"), "{message}");
     }
 
     /// A value of the wrong kind: the message names the key and the value's kind.

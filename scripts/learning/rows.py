@@ -66,15 +66,22 @@ ROWS = [
     headline("E dirty", "E"),
     # Sweeps: what the defaults were chosen by, on held-out training images.
     *(sweep(f"sweep {kind}", **objective(kind), **BATCHES.get(kind, {})) for kind in OBJECTIVES),
+    *(sweep(f"sweep simclr, views of {share} of the side", augment={"side_share": share})
+      for share in [0.625, 0.75, 1.0]),
     *(sweep(f"sweep simclr, rate {rate}",
             **{"learner.schedule": {"end_after": "180s", "learning_rate": rate}})
-      for rate in [0.03, 0.12, 0.25]),
+      for rate in [0.03, 0.12]),
     *(sweep(f"sweep simclr, jitter {strength}", augment={"jitter_strength": strength})
       for strength in [0.25, 1.0]),
+    *(sweep(f"sweep simclr, crops from {least} of the area", augment={"crop_area": [least, 1.0]})
+      for least in [0.08, 0.35]),
     *(sweep(f"sweep simclr, batch of {images}", batch={"images": images}) for images in [32, 128]),
     *(sweep(f"sweep simclr, temperature {value}", **objective("simclr", temperature=value))
       for value in [0.1, 0.5]),
-    *(sweep(f"sweep {kind}, {count} small views",
-            **{"objective": {"kind": kind}, "objective.small_views": {"count": count}})
-      for kind in ["simclr", "byol"] for count in [2, 4]),
+    *(sweep(f"sweep {kind}, 4 small views",
+            **{"objective": {"kind": kind}, "objective.small_views": {"count": 4, "side_px": 8}})
+      for kind in ["simclr", "byol"]),
+    Row("sweep simclr, vit-tiny-patch4", "A", 180,
+        {**declared(180, **VIT), "learner.schedule": {"end_after": "180s", **VIT_RATE}},
+        told_on="held-out"),
 ]

@@ -15,10 +15,10 @@ pub struct Config {
     /// Whose augmentation to follow: `"simclr"` (both views alike) or `"byol"` (view a always
     /// blurred, view b seldom blurred and sometimes solarised).
     pub recipe: Recipe,
-    /// Side of the views; unset, that of the encoder's input. Smaller views cost less, and as
-    /// crops show things larger than whole images do, a convolutional encoder serves its larger
-    /// input well (Touvron et al. 2019, arXiv 1906.06423).
-    pub side_px: Option<usize>,
+    /// Side of the views as a share of the encoder's input, 0.1 to 1; unset, what is best for the
+    /// encoder. Smaller views cost less, and as crops show things larger than whole images do, an
+    /// encoder serves its larger input well (Touvron et al. 2019, arXiv 1906.06423).
+    pub side_share: Option<f32>,
     /// SimCLR's s, 0 to 2.5, which scales how far its colours change: brightness, contrast and
     /// saturation by 0.8 s, hue by 0.2 s. Without effect on BYOL, whose amounts are fixed, and on
     /// amounts given below.
@@ -72,7 +72,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             recipe: Recipe::Simclr,
-            side_px: None,
+            side_share: None,
             // SimCLR, appendix B.9: 0.5 for CIFAR, 1.0 for ImageNet.
             jitter_strength: 0.5,
             crop_area: [0.2, 1.0],
@@ -104,8 +104,8 @@ impl Config {
     /// # Errors
     /// Names the first key whose value is not allowed, and what is.
     pub fn validate(&self) -> Result<(), Invalid> {
-        if let Some(side_px) = self.side_px {
-            setting::within("augment.side_px", side_px, 8..=1024, "from 8 to 1024")?;
+        if let Some(share) = self.side_share {
+            setting::within("augment.side_share", share, 0.1..=1.0, "a share from 0.1 to 1")?;
         }
         // Above 2.5, hue would change by more than the half turn that reaches every hue.
         let strength = "a number from 0 to 2.5";

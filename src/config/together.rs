@@ -4,6 +4,11 @@ use super::Config;
 use crate::batch;
 use crate::setting::Invalid;
 
+/// What docs/LEARNING.md found best for encoders that take images of any side.
+const USUAL_SIDE_SHARE: f32 = 0.5;
+/// A guess: fewer pixels show nothing.
+const LEAST_VIEW_PX: usize = 8;
+
 impl Config {
     /// Nothing may hang on time where equal streams are to give equal weights.
     pub(super) fn validate_deterministic(&self) -> Result<(), Invalid> {
@@ -24,23 +29,30 @@ impl Config {
         Ok(())
     }
 
-    /// The side of the views that the encoder learns from.
+    /// The side of the views that the encoder learns from, at least 8 px.
     pub fn view_side_px(&self) -> usize {
-        self.augment.side_px.unwrap_or(self.input.side_px)
+        let input_px = self.input.side_px;
+        let is_of_one_side = self.encoder.architecture.only_side_px().is_some();
+        let usual = if is_of_one_side { 1.0 } else { USUAL_SIDE_SHARE };
+        let side_px = input_px as f32 * self.augment.side_share.unwrap_or(usual);
+        (side_px.round() as usize).clamp(LEAST_VIEW_PX.min(input_px), input_px)
     }
 
     /// An encoder with positions of a grid takes images of one side.
     pub(super) fn validate_input_of_encoder(&self) -> Result<(), Invalid> {
         let architecture = self.encoder.architecture;
         let Some(only) = architecture.only_side_px() else { return Ok(()) };
-        let sides =
-            [("input.side_px", self.input.side_px), ("augment.side_px", self.view_side_px())];
-        match sides.into_iter().find(|(_, side_px)| *side_px != only) {
-            Some((key, side_px)) => {
-                let allowed = format!("{only} with encoder.architecture {architecture}");
-                Err(Invalid::new(key, side_px, allowed))
+        let side_px = self.input.side_px;
+        if side_px != only {
+            let allowed = format!("{only} with encoder.architecture {architecture}");
+            return Err(Invalid::new("input.side_px", side_px, allowed));
+        }
+        match self.augment.side_share {
+            Some(share) if self.view_side_px() != only => {
+                let allowed = format!("unset or 1 with encoder.architecture {architecture}");
+                Err(Invalid::new("augment.side_share", share, allowed))
             }
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 }

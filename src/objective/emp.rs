@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Crops of each image, `V`.
     pub crops: usize,
-    /// Side of a crop; unset, that of the encoder's input.
+    /// Side of a crop; unset, that of other views.
     pub crop_side_px: Option<usize>,
     /// Least and largest share of the area that a crop shows.
     pub crop_area: [f32; 2],

@@ -1,0 +1,82 @@
+//! Presets: settings that go together, chosen by one word. They lie over the documented defaults and
+//! under whatever a file, the environment and flags give.
+
+use figment::Figment;
+use figment::providers::{Format, Toml};
+use serde::{Deserialize, Serialize};
+
+/// A preset's name, `preset` in a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// A usable encoder within minutes on a few cores.
+    FastCpu,
+    /// A better one from an hour or more on a few cores.
+    Balanced,
+    /// Large batches for a card.
+    Gpu,
+}
+
+impl Preset {
+    /// Its settings, a file of `config/presets`. Of sections that have a `kind`, that alone: their other
+    /// keys would be unknown to the kind that a file chooses instead.
+    fn toml(self) -> &'static str {
+        match self {
+            Self::FastCpu => include_str!("../../config/presets/fast-cpu.toml"),
+            Self::Balanced => include_str!("../../config/presets/balanced.toml"),
+            Self::Gpu => include_str!("../../config/presets/gpu.toml"),
+        }
+    }
+}
+
+/// `given` over the preset that it chooses, if any.
+pub(super) fn beneath(given: Figment) -> Figment {
+    match given.extract_inner::<Preset>("preset") {
+        Ok(preset) => Figment::from(Toml::string(preset.toml())).merge(given),
+        // A name that is none is refused where the whole configuration is read.
+        Err(_) => given,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::objective;
+
+    const EVERY: [Preset; 3] = [Preset::FastCpu, Preset::Balanced, Preset::Gpu];
+
+    fn name(preset: Preset) -> String {
+        serde_json::to_value(preset).unwrap().as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn every_preset_can_be_used_with_every_objective() {
+        for preset in EVERY {
+            let alone = Config::parse(&format!("preset = {:?}", name(preset))).unwrap();
+            assert_eq!(alone.preset, Some(preset));
+            for objective in objective::Config::every_kind() {
+                let kind = serde_json::to_value(&objective).unwrap()["kind"].clone();
+                let text = format!("preset = {:?}\nobjective.kind = {kind}", name(preset));
+                assert_eq!(Config::parse(&text).unwrap().objective, objective, "{text}");
+            }
+        }
+    }
+
+    /// What a file gives wins over the preset, which wins over the defaults.
+    #[test]
+    fn a_preset_lies_between_the_defaults_and_what_is_given() {
+        let (plain, gpu) = (Config::default(), Config::parse("preset = \"gpu\"").unwrap());
+        assert_ne!(gpu.batch.images, plain.batch.images);
+        assert_eq!(gpu.image, plain.image);
+        let given = Config::parse("preset = \"gpu\"\nbatch.images = 48").unwrap();
+        assert_eq!(given.batch.images, 48);
+        assert_eq!(given.encoder, gpu.encoder);
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_refused_with_those_that_are() {
+        let message = Config::parse("preset = \"fast\"").unwrap_err().to_string();
+        assert!(message.contains("preset = \"fast\"") && message.contains("fast-cpu"), "{message}");
+    }
+}
