@@ -33,6 +33,14 @@ pub enum Damage {
     /// It is no safetensors file.
     #[error("it is no safetensors file")]
     Form(#[from] safetensors::SafeTensorError),
+    /// An array of it is not of 32-bit floats.
+    #[error("its array {name} is of {dtype:?}, allowed is F32")]
+    Dtype {
+        /// The array.
+        name: String,
+        /// What its numbers are.
+        dtype: Dtype,
+    },
     /// It has no manifest.
     #[error("it has no manifest")]
     NoManifest,
@@ -113,11 +121,15 @@ pub(crate) fn from_bytes(key: &str, bytes: &[u8]) -> Result<(String, NamedArrays
         .tensors()
         .into_iter()
         .map(|(name, view)| {
+            let dtype = view.dtype();
+            if dtype != Dtype::F32 {
+                return Err(Damage::Dtype { name, dtype });
+            }
             let words = view.data().chunks_exact(4);
             let values = words.map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
-            (name, Array { shape: view.shape().to_vec(), values })
+            Ok((name, Array { shape: view.shape().to_vec(), values }))
         })
-        .collect();
+        .collect::<Result<_, _>>()?;
     Ok((text, arrays))
 }
 
@@ -135,7 +147,7 @@ pub(super) fn read(path: &Path) -> Result<Checkpoint, Damage> {
     }
     let (text, arrays) = from_bytes(MANIFEST_KEY, &bytes)?;
     let form: serde_json::Value = serde_json::from_str(&text)?;
-    let format = form["format"].as_u64().unwrap_or(0) as u32;
+    let format = form["format"].as_u64().and_then(|format| u32::try_from(format).ok()).unwrap_or(0);
     if format != FORMAT {
         return Err(Damage::Format(format));
     }

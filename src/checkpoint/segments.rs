@@ -124,12 +124,12 @@ impl Segments {
         for entry in &manifest.replay {
             let content = &contents[&entry.stored_at.segment];
             let begin = entry.stored_at.position as usize;
-            let end = begin + entry.len_bytes as usize;
-            if end > content.len() {
+            let end = begin.saturating_add(entry.len_bytes as usize);
+            let Some(bytes) = content.get(begin..end) else {
                 let path = self.path(entry.stored_at.segment);
                 anyhow::bail!("{} is shorter than its checkpoint says", path.display());
-            }
-            let bytes = Bytes::copy_from_slice(&content[begin..end]);
+            };
+            let bytes = Bytes::copy_from_slice(bytes);
             let stored_at = Some(entry.stored_at);
             let list = if entry.is_pending { &mut pending } else { &mut drawn };
             list.push(Entry { origin: entry.origin(), bytes, stored_at, sketch: None });

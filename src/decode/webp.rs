@@ -21,7 +21,7 @@ pub(super) fn check(bytes: &[u8], config: &Config) -> Result<(), Refusal> {
     let (riff, _) = next_chunk(bytes).map_err(damaged)?;
     // "WEBP" comes before the first chunk.
     let mut chunks = Chunks { rest: riff.body.get(4..).unwrap_or_default() };
-    chunks.check(config)
+    chunks.check(config, false)
 }
 
 struct Chunks<'a> {
@@ -29,16 +29,20 @@ struct Chunks<'a> {
 }
 
 impl Chunks<'_> {
-    fn check(&mut self, config: &Config) -> Result<(), Refusal> {
+    /// Checks what is left of a file, or of a frame of it.
+    fn check(&mut self, config: &Config, is_frame: bool) -> Result<(), Refusal> {
         // Less than a header is padding.
         while self.rest.len() >= 8 {
             let (chunk, rest) =
                 next_chunk(self.rest).map_err(|o| Refusal::damaged(ImageFormat::WebP, o))?;
             match &chunk.name {
                 b"VP8 " => check_frame(chunk.body, config)?,
-                // A frame of an animation: 16 bytes about it, then chunks of its own.
-                b"ANMF" => {
-                    Chunks { rest: chunk.body.get(16..).unwrap_or_default() }.check(config)?;
+                // A frame of an animation: 16 bytes about it, then chunks of its own. By the format none
+                // is within another, and the decoder reads none there; to follow them down would take a
+                // stack as deep as the sender likes.
+                b"ANMF" if !is_frame => {
+                    let rest = chunk.body.get(16..).unwrap_or_default();
+                    Chunks { rest }.check(config, true)?;
                 }
                 _ => {}
             }
@@ -114,6 +118,20 @@ mod tests {
         for bytes in [plain, riff(&[canvas, nested])] {
             assert_eq!(check(&bytes, &config).unwrap_err().reason(), "too_many_pixels");
         }
+    }
+
+    /// A megabyte of frames, each within the one before: a thread's stack would not do.
+    #[test]
+    fn frames_within_frames_are_not_followed_down() {
+        const FRAMES: usize = 1_000_000 / 24;
+        let mut frames = vec![];
+        for left in (0..FRAMES).rev() {
+            frames.extend(b"ANMF");
+            frames.extend(u32::try_from(16 + 24 * left).unwrap().to_le_bytes());
+            frames.extend([0; 16]);
+        }
+        let bytes = riff(&[chunk(b"VP8X", &[0; 10]), frames]);
+        assert!(check(&bytes, &Config::default()).is_ok());
     }
 
     #[test]

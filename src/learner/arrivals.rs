@@ -293,3 +293,6 @@ impl Arrivals {
         self.skipped
     }
 }
+
+#[cfg(test)]
+mod model;

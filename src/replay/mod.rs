@@ -195,11 +195,17 @@ fn sample(rng: &mut Rng, from: usize, n: usize) -> impl Iterator<Item = usize> {
 }
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::HashSet;
     use std::sync::Arc;
+
+    /// The budget of a small buffer.
+    pub(super) const MAX_BYTES: usize = 5000;
 
     pub(super) fn entry(offset: i64, len: usize) -> Entry {
         let origin = Origin { topic: Arc::from("images"), partition: 0, offset };
@@ -212,15 +218,15 @@ mod tests {
         Entry { sketch: Some(look(offset as usize)), ..entry(offset, len) }
     }
 
-    fn look(number: usize) -> Sketch {
+    pub(super) fn look(number: usize) -> Sketch {
         let mut values = [0.0; sketch::LEN];
         values[number % 7] = 1.0;
         values[7 + number % 11] = 0.3;
         Sketch::new(values)
     }
 
-    fn small(policy: Policy) -> Box<dyn Replay> {
-        Config { policy, max_bytes: 5000, centroids: 3, duplicate_window: 0 }.build(5)
+    pub(super) fn small(policy: Policy) -> Box<dyn Replay> {
+        Config { policy, max_bytes: MAX_BYTES, centroids: 3, duplicate_window: 0 }.build(5)
     }
 
     proptest! {
@@ -234,7 +240,7 @@ mod tests {
                 for (offset, len) in lens.iter().enumerate() {
                     replay.offer(looking(offset as i64, *len));
                     let costs = replay.entries().iter().map(|e| e.bytes.len() + sketch);
-                    prop_assert!(costs.sum::<usize>() <= 5000);
+                    prop_assert!(costs.sum::<usize>() <= MAX_BYTES);
                     prop_assert_eq!(replay.offered(), offset as u64 + 1);
                 }
                 let offsets: HashSet<i64> = replay.entries().iter().map(|e| e.origin.offset).collect();

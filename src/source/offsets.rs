@@ -109,6 +109,10 @@ impl Progress {
             self.pending.pop_front();
             self.next = offset + 1;
         }
+        // What compaction has removed since is passed without being delivered.
+        if self.done_before.first().is_some_and(|first| *first < self.next) {
+            self.done_before = self.done_before.split_off(&self.next);
+        }
     }
 
     fn left(&self) -> Left {
@@ -210,6 +214,9 @@ impl OffsetTracker {
         self.assigned.iter().map(|(key, progress)| (key.clone(), progress.next)).collect()
     }
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {

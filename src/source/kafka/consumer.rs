@@ -3,14 +3,14 @@
 use super::client::{Fatal, client_config, is_held_by_another};
 use super::context::{Context, RateLimit, commit_offsets};
 use super::pace::Pace;
-use super::{Config, Lag};
+use super::{Config, Lag, headers};
 use crate::source::offsets::Partition;
 use crate::source::{Commit, Downstream, Link, Offer, Origin, Record, Told};
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -132,10 +132,6 @@ impl Reader<'_> {
         if !self.pace.takes() {
             return Some(Record::skipped(origin, generation));
         }
-        let headers = message.headers().map(|headers| {
-            let copy = |value: &[u8]| Bytes::copy_from_slice(value);
-            headers.iter().map(|h| (h.key.to_owned(), h.value.map(copy))).collect()
-        });
         Some(Record {
             origin,
             generation,
@@ -143,7 +139,7 @@ impl Reader<'_> {
             bytes: message.payload().map(Bytes::copy_from_slice).unwrap_or_default(),
             timestamp_ms: message.timestamp().to_millis(),
             key: message.key().map(Bytes::copy_from_slice),
-            headers: headers.unwrap_or_default(),
+            headers: message.headers().map(headers::copied).unwrap_or_default(),
         })
     }
 

@@ -3,6 +3,7 @@
 mod client;
 mod consumer;
 mod context;
+pub mod headers;
 mod pace;
 mod start;
 
