@@ -176,7 +176,13 @@ pub const TABLE: &[Metric] = &[
         "selfstream_checkpoint_seconds",
         SECONDS,
         Unit::Seconds,
-        "Time to write a checkpoint",
+        "Time to write a checkpoint, which learning does not wait for but at the end",
+    ),
+    histogram(
+        "selfstream_checkpoint_held_up_seconds",
+        SECONDS,
+        Unit::Seconds,
+        "Time that learning stood still for a checkpoint: to copy what it holds, or to wait for it",
     ),
     gauge(
         "selfstream_kafka_lag_records",

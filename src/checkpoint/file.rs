@@ -1,5 +1,6 @@
 //! One checkpoint file: written by tmp, fsync, rename; read with its hash checked.
 
+use super::migrate::{self, Form};
 use super::{Checkpoint, FORMAT, Manifest};
 use crate::encoder::{Array, NamedArrays};
 use crate::fault;
@@ -47,9 +48,15 @@ pub enum Damage {
     /// Its manifest cannot be understood.
     #[error("its manifest cannot be understood")]
     Manifest(#[from] serde_json::Error),
-    /// It was written by another version of this program.
-    #[error("its manifest has format {0}, this program reads format {FORMAT}")]
-    Format(u32),
+    /// It was written by a newer version of this program.
+    #[error(
+        "its manifest has format {0}, newer than {FORMAT}, the newest that this program reads: use \
+         the version of selfstream that wrote it, or another checkpoint.dir"
+    )]
+    Newer(u64),
+    /// It says that it was written by a version of this program that there was not.
+    #[error("its manifest has format {0}, which is none of 1 to {FORMAT}")]
+    Format(u64),
 }
 
 /// Writes a checkpoint file; returns its id and path. The rename is the atomic act.
@@ -114,9 +121,16 @@ pub(crate) fn to_bytes(key: &str, text: &str, arrays: &NamedArrays) -> Result<Ve
 
 /// The inverse of [`to_bytes`].
 pub(crate) fn from_bytes(key: &str, bytes: &[u8]) -> Result<(String, NamedArrays), Damage> {
+    Ok((text_of(key, bytes)?, arrays_of(bytes)?))
+}
+
+fn text_of(key: &str, bytes: &[u8]) -> Result<String, Damage> {
     let (_, metadata) = SafeTensors::read_metadata(bytes)?;
     let text = metadata.metadata().as_ref().and_then(|texts| texts.get(key));
-    let text = text.ok_or(Damage::NoManifest)?.clone();
+    Ok(text.ok_or(Damage::NoManifest)?.clone())
+}
+
+fn arrays_of(bytes: &[u8]) -> Result<NamedArrays, Damage> {
     let arrays = SafeTensors::deserialize(bytes)?
         .tensors()
         .into_iter()
@@ -129,11 +143,10 @@ pub(crate) fn from_bytes(key: &str, bytes: &[u8]) -> Result<(String, NamedArrays
             let values = words.map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
             Ok((name, Array { shape: view.shape().to_vec(), values }))
         })
-        .collect::<Result<_, _>>()?;
-    Ok((text, arrays))
+        .collect()
 }
 
-/// Reads a checkpoint file and checks that it is whole.
+/// Reads a checkpoint file and checks that it is whole. One of an older format comes back in today's.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -145,11 +158,9 @@ pub(super) fn read(path: &Path) -> Result<Checkpoint, Damage> {
     if found != named {
         return Err(Damage::Hash { found, named });
     }
-    let (text, arrays) = from_bytes(MANIFEST_KEY, &bytes)?;
-    let form: serde_json::Value = serde_json::from_str(&text)?;
-    let format = form["format"].as_u64().and_then(|format| u32::try_from(format).ok()).unwrap_or(0);
-    if format != FORMAT {
-        return Err(Damage::Format(format));
-    }
-    Ok(Checkpoint { id, manifest: serde_json::from_value(form)?, arrays })
+    let manifest = serde_json::from_str(&text_of(MANIFEST_KEY, &bytes)?)?;
+    // Before anything else of it is looked at: another format may mean anything by it.
+    migrate::known_format(&manifest)?;
+    let form = migrate::to_newest(Form { manifest, arrays: arrays_of(&bytes)? })?;
+    Ok(Checkpoint { id, manifest: serde_json::from_value(form.manifest)?, arrays: form.arrays })
 }

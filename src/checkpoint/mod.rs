@@ -3,15 +3,25 @@
 //! A checkpoint is one file: a manifest (JSON, in the safetensors header) and arrays. The bytes of
 //! replayed images lie beside it in append-only segments that are synced before it is renamed into
 //! place; the rename is the atomic act. A file's name carries the hash of its content, so that a
-//! damaged one is known and the one before it is used.
+//! damaged one is known and the one before it is used. A file of an older format is migrated as it is
+//! read; `migrate.rs` says how to change the format.
+//!
+//! Files are written by one thread ([`Writer`]) from a copy, while learning goes on.
 
 mod file;
 mod manifest;
+mod migrate;
+mod places;
 mod segments;
+#[cfg(test)]
+pub(crate) mod stand_in;
+mod writer;
 
 pub use file::Damage;
 pub(crate) use file::{from_bytes, to_bytes, write_atomically};
 pub use manifest::{Counts, FORMAT, Manifest, PartitionOffset, ReplayEntry, Rollbacks};
+pub use places::{NewSegment, Places};
+pub use writer::{Folder, Writer};
 
 use crate::encoder::NamedArrays;
 use crate::replay::Entry;
@@ -22,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::warn;
 
 /// `[checkpoint]`: where the state of the run is kept.
@@ -31,7 +41,7 @@ use tracing::warn;
 pub struct Config {
     /// Its folder; one running learner only.
     pub dir: PathBuf,
-    /// The longest time between two checkpoints while it learns.
+    /// The longest time between two checkpoints while it learns, unless one takes longer to write.
     #[serde(with = "humantime_serde")]
     pub every: Duration,
     /// Checkpoints that are kept.
@@ -80,6 +90,28 @@ pub struct Restored {
     pub pending: Vec<Entry>,
 }
 
+/// A checkpoint that is yet to be written: a copy, which learning changes no more.
+#[derive(Debug)]
+pub struct Unwritten {
+    /// What is not arrays.
+    pub manifest: Manifest,
+    /// Weights, running moments, heads and optimiser.
+    pub arrays: NamedArrays,
+    /// The replayed images that `manifest` names and that no segment holds yet.
+    pub segment: Option<NewSegment>,
+}
+
+/// A checkpoint that is on disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Written {
+    /// Its name.
+    pub id: String,
+    /// Segments that no checkpoint names any more: [`Places::forget`] them.
+    pub removed_segments: Vec<u64>,
+    /// How long it took to write.
+    pub took: Duration,
+}
+
 /// The checkpoint folder of a learner.
 pub struct Checkpoints {
     dir: PathBuf,
@@ -94,15 +126,18 @@ impl Checkpoints {
     ///
     /// # Errors
     /// Whatever the file system reports.
-    pub fn open(config: &Config) -> Result<Self> {
+    pub fn open(config: &Config) -> Result<(Self, Places)> {
         let segments = Segments::open(&config.dir)?;
-        Ok(Self { dir: config.dir.clone(), keep: config.keep, segments, named: BTreeMap::new() })
+        let places = Places::new(segments.len_bytes().clone());
+        let (dir, keep, named) = (config.dir.clone(), config.keep, BTreeMap::new());
+        Ok((Self { dir, keep, segments, named }, places))
     }
 
     /// The newest checkpoint that is whole; damaged ones are passed over and logged.
     ///
     /// # Errors
-    /// A folder that cannot be read, or one in which every checkpoint is damaged.
+    /// A folder that cannot be read, or one in which every checkpoint is damaged, or one is of a newer
+    /// format: a program that does not understand the newest is not to go on from an older one.
     pub fn load_newest(&mut self) -> Result<Option<Restored>> {
         let mut newest = None;
         let paths = list(&self.dir)?;
@@ -112,6 +147,9 @@ impl Checkpoints {
                     let named = segments::named_by(&restored.checkpoint.manifest);
                     newest.get_or_insert(restored);
                     Some(named)
+                }
+                Err(error) if matches!(error.downcast_ref(), Some(Damage::Newer(_))) => {
+                    return Err(error).with_context(|| format!("reading {}", path.display()));
                 }
                 Err(error) => {
                     warn_of_damage(path, &error);
@@ -168,29 +206,27 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Puts the bytes of every new entry on disk; call it before [`Checkpoints::save`].
-    ///
-    /// # Errors
-    /// Whatever the file system reports.
-    pub fn store(&mut self, entries: &mut [&mut Entry]) -> Result<()> {
-        self.segments.store(entries)
-    }
-
-    /// Writes a checkpoint and removes all but the newest few; returns its id.
+    /// Writes a checkpoint, its new segment first, and removes all but the newest few.
     ///
     /// # Errors
     /// Whatever the file system reports; the checkpoints before stay as they were.
-    pub fn save(&mut self, manifest: &Manifest, arrays: &NamedArrays) -> Result<String> {
+    pub fn write(&mut self, unwritten: &Unwritten) -> Result<Written> {
+        let began = Instant::now();
+        let Unwritten { manifest, arrays, segment } = unwritten;
+        if let Some(segment) = segment {
+            self.segments.write(segment)?;
+        }
         let (id, path) = file::write(&self.dir, manifest, arrays)?;
         self.named.insert(path, Some(segments::named_by(manifest)));
         for old in list(&self.dir)?.into_iter().skip(self.keep) {
             self.remove(&old)?;
         }
         let named: Option<Vec<_>> = self.named.values().cloned().collect();
-        if let Some(named) = named {
-            self.segments.keep_only(&named.into_iter().flatten().collect())?;
-        }
-        Ok(id)
+        let removed_segments = match named {
+            Some(named) => self.segments.keep_only(&named.into_iter().flatten().collect())?,
+            None => vec![],
+        };
+        Ok(Written { id, removed_segments, took: began.elapsed() })
     }
 }
 
@@ -261,13 +297,20 @@ mod tests {
         [("w".to_owned(), Array { shape: vec![2], values: vec![value, -value] })].into()
     }
 
-    fn open(dir: &Path) -> Checkpoints {
+    fn open(dir: &Path) -> (Checkpoints, Places) {
         Checkpoints::open(&Config { dir: dir.to_owned(), keep: 2, ..Config::default() }).unwrap()
     }
 
-    fn save(checkpoints: &mut Checkpoints, step: u64, entries: &mut [Entry]) {
-        checkpoints.store(&mut entries.iter_mut().collect::<Vec<_>>()).unwrap();
-        checkpoints.save(&manifest(step, entries, 1), &arrays(step as f32)).unwrap();
+    fn newest(dir: &Path) -> Result<Option<Restored>> {
+        open(dir).0.load_newest()
+    }
+
+    fn save(folder: &mut (Checkpoints, Places), step: u64, entries: &mut [Entry]) {
+        let (checkpoints, places) = folder;
+        let segment = places.assign(&mut entries.iter_mut().collect::<Vec<_>>());
+        let (manifest, arrays) = (manifest(step, entries, 1), arrays(step as f32));
+        let written = checkpoints.write(&Unwritten { manifest, arrays, segment }).unwrap();
+        places.forget(&written.removed_segments);
     }
 
     fn segment_files(dir: &Path) -> usize {
@@ -284,7 +327,7 @@ mod tests {
         entries.push(entry(3, 5));
         save(&mut checkpoints, 2, &mut entries);
 
-        let restored = open(dir.path()).load_newest().unwrap().unwrap();
+        let restored = newest(dir.path()).unwrap().unwrap();
         assert_eq!(restored.checkpoint.manifest, manifest(2, &entries, 1));
         assert_eq!(restored.checkpoint.arrays, arrays(2.0));
         assert_eq!(restored.entries, entries[..3]);
@@ -309,12 +352,12 @@ mod tests {
             bytes.truncate(bytes.len() - 1);
             fs::write(&victim, bytes).unwrap();
 
-            let restored = open(dir.path()).load_newest().unwrap().unwrap();
+            let restored = newest(dir.path()).unwrap().unwrap();
             assert_eq!(restored.checkpoint.manifest.step, 1, "segment {damage_segment}");
             for path in list(dir.path()).unwrap() {
                 fs::write(path, "nothing").unwrap();
             }
-            let error = open(dir.path()).load_newest().unwrap_err().to_string();
+            let error = newest(dir.path()).unwrap_err().to_string();
             assert!(error.contains("every checkpoint"), "{error}");
         }
     }
@@ -330,16 +373,29 @@ mod tests {
             let mut checkpoints = Checkpoints::open(&config).unwrap();
             let mut entries = vec![entry(0, 10), entry(1, 20)];
             [10, 20, 30].into_iter().for_each(|step| save(&mut checkpoints, step, &mut entries));
-            let restored = checkpoints.go_back(good_step).unwrap().unwrap();
+            let restored = checkpoints.0.go_back(good_step).unwrap().unwrap();
             assert_eq!(restored.checkpoint.manifest, manifest(expected, &entries, 1));
             let left: Vec<u64> = (1..=expected / 10).rev().map(|n| 10 * n).collect();
             assert_eq!(steps(dir.path()), left, "good until {good_step}");
             // The folder goes on as if what was gone back from had never been.
             save(&mut checkpoints, 21, &mut entries);
-            assert!(open(dir.path()).load_newest().unwrap().is_some());
+            assert!(newest(dir.path()).unwrap().is_some());
         }
         let empty = tempfile::tempdir().unwrap();
-        assert!(open(empty.path()).go_back(10).unwrap().is_none());
+        assert!(open(empty.path()).0.go_back(10).unwrap().is_none());
+    }
+
+    /// Nothing goes on from an older checkpoint beside one that this program does not understand.
+    #[test]
+    fn a_checkpoint_of_a_newer_format_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut folder = open(dir.path());
+        save(&mut folder, 1, &mut [entry(0, 10)]);
+        let newer = Manifest { format: FORMAT + 1, ..manifest(2, &[], 0) };
+        let (id, _) = file::write(dir.path(), &newer, &arrays(2.0)).unwrap();
+        let error = format!("{:#}", newest(dir.path()).unwrap_err());
+        let expected = format!("has format {}, newer than {FORMAT}", FORMAT + 1);
+        assert!(error.contains(&id) && error.contains(&expected), "{error}");
     }
 
     #[test]
@@ -356,13 +412,15 @@ mod tests {
         assert_eq!(list(dir.path()).unwrap().len(), 2);
         // Mostly dead segments were copied forward, so only the last few remain.
         assert!(segment_files(dir.path()) <= 4, "{} segments", segment_files(dir.path()));
-        let restored = open(dir.path()).load_newest().unwrap().unwrap();
+        let known: Vec<u64> = checkpoints.0.segments.len_bytes().keys().copied().collect();
+        assert_eq!(known.len(), segment_files(dir.path()));
+        let restored = newest(dir.path()).unwrap().unwrap();
         assert_eq!(restored.entries.len() + restored.pending.len(), entries.len());
     }
 
     #[test]
     fn an_empty_folder_has_no_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(open(&dir.path().join("new")).load_newest().unwrap().is_none());
+        assert!(newest(&dir.path().join("new")).unwrap().is_none());
     }
 }

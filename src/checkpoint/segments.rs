@@ -1,28 +1,25 @@
-//! Replay bytes on disk: segments that are only ever appended whole.
+//! Replay bytes on disk: segments that are written whole, once.
 //!
 //! Each checkpoint writes the images that are new since the last one into one new segment, synced
-//! before the checkpoint is. A segment that has become mostly dead is copied forward: its living
-//! images count as new. Segments that no kept checkpoint names are removed.
+//! before the checkpoint is. Segments that no kept checkpoint names are removed. Where an image will lie
+//! is [`Places`](super::Places)' to say, before anything is written.
 
 use super::Manifest;
+use super::places::NewSegment;
 use crate::fault;
-use crate::replay::{Entry, StoredAt};
+use crate::replay::Entry;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 const EXTENSION: &str = "images";
-/// A segment with less than this share alive is copied forward: a guess that bounds the folder at
-/// about twice the budget.
-const MIN_ALIVE: f64 = 0.5;
 
 /// The segments of one checkpoint folder.
 pub(super) struct Segments {
     dir: PathBuf,
-    next: u64,
     len_bytes: BTreeMap<u64, u64>,
 }
 
@@ -40,73 +37,48 @@ impl Segments {
                 len_bytes.insert(number, entry.metadata()?.len());
             }
         }
-        let next = len_bytes.last_key_value().map_or(0, |(last, _)| last + 1);
-        Ok(Self { dir: dir.to_owned(), next, len_bytes })
+        Ok(Self { dir: dir.to_owned(), len_bytes })
     }
 
-    /// Writes and syncs every entry that is not on disk yet, and notes where it lies.
-    ///
-    /// # Errors
-    /// Whatever the file system reports; entries keep their old places then.
-    pub(super) fn store(&mut self, entries: &mut [&mut Entry]) -> Result<()> {
-        let worn = self.worn_out(entries);
-        let is_new = |entry: &Entry| entry.stored_at.is_none_or(|at| worn.contains(&at.segment));
-        if !entries.iter().any(|entry| is_new(entry)) {
-            return Ok(());
-        }
-        let path = self.path(self.next);
-        let mut content = vec![];
-        let mut places = vec![];
-        for (index, entry) in entries.iter().enumerate() {
-            if is_new(entry) {
-                let position = content.len() as u64;
-                places.push((index, StoredAt { segment: self.next, position }));
-                content.extend_from_slice(&entry.bytes);
-            }
-        }
-        let written = || -> std::io::Result<()> {
-            let mut file = File::create(&path)?;
-            file.write_all(&content)?;
-            fault::die_at("segment_sync");
-            file.sync_all()?;
-            File::open(&self.dir)?.sync_all()
-        };
-        written().with_context(|| format!("writing {}", path.display()))?;
-        for (index, place) in places {
-            entries[index].stored_at = Some(place);
-        }
-        self.len_bytes.insert(self.next, content.len() as u64);
-        self.next += 1;
-        Ok(())
+    /// The length of each segment, by its number.
+    pub(super) fn len_bytes(&self) -> &BTreeMap<u64, u64> {
+        &self.len_bytes
     }
 
-    fn worn_out(&self, entries: &[&mut Entry]) -> BTreeSet<u64> {
-        let mut alive = BTreeMap::<u64, u64>::new();
-        for entry in entries {
-            if let Some(at) = entry.stored_at {
-                *alive.entry(at.segment).or_default() += entry.bytes.len() as u64;
-            }
-        }
-        let is_worn = |segment: &u64, alive: u64| {
-            let len = self.len_bytes.get(segment).copied().unwrap_or(0);
-            (alive as f64) < MIN_ALIVE * len as f64
-        };
-        alive.iter().filter(|(segment, alive)| is_worn(segment, **alive)).map(|(s, _)| *s).collect()
-    }
-
-    /// Removes every segment that is not in `named`.
+    /// Writes a segment and syncs it.
     ///
     /// # Errors
     /// Whatever the file system reports.
-    pub(super) fn keep_only(&mut self, named: &BTreeSet<u64>) -> Result<()> {
+    pub(super) fn write(&mut self, segment: &NewSegment) -> Result<()> {
+        let path = self.path(segment.number);
+        let written = || -> std::io::Result<()> {
+            let mut file = BufWriter::new(File::create(&path)?);
+            for image in &segment.images {
+                file.write_all(image)?;
+            }
+            file.flush()?;
+            fault::die_at("segment_sync");
+            file.get_ref().sync_all()?;
+            File::open(&self.dir)?.sync_all()
+        };
+        written().with_context(|| format!("writing {}", path.display()))?;
+        self.len_bytes.insert(segment.number, segment.len_bytes());
+        Ok(())
+    }
+
+    /// Removes every segment that is not in `named`; returns their numbers.
+    ///
+    /// # Errors
+    /// Whatever the file system reports.
+    pub(super) fn keep_only(&mut self, named: &BTreeSet<u64>) -> Result<Vec<u64>> {
         let dead: Vec<u64> =
             self.len_bytes.keys().copied().filter(|number| !named.contains(number)).collect();
-        for number in dead {
-            let path = self.path(number);
+        for number in &dead {
+            let path = self.path(*number);
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-            self.len_bytes.remove(&number);
+            self.len_bytes.remove(number);
         }
-        Ok(())
+        Ok(dead)
     }
 
     /// Reads back the entries that `manifest` names: those drawn from, then those pending.

@@ -21,6 +21,12 @@ pub(super) struct RunSummary {
     pub(super) steps: u64,
     /// Images learned, replayed ones included, for each second from the first step to the end.
     pub(super) images_per_second: f64,
+    /// Time from when the learner was opened to its end.
+    pub(super) seconds: f64,
+    /// The part of it in which learning stood still for checkpoints.
+    pub(super) checkpoint_seconds: f64,
+    /// The time that checkpoints took to be written, on a thread beside it.
+    pub(super) checkpoint_write_seconds: f64,
     /// Mean loss of the first steps.
     pub(super) loss_first: Option<f32>,
     /// Mean loss of the last steps.
@@ -65,6 +71,9 @@ impl RunSummary {
             images_learned: vitals.learned_here,
             steps,
             images_per_second: (steps * batch_images as u64) as f64 / seconds,
+            seconds: summary.running.as_secs_f64(),
+            checkpoint_seconds: summary.checkpoints.held_up.as_secs_f64(),
+            checkpoint_write_seconds: summary.checkpoints.writing.as_secs_f64(),
             loss_first: summary.loss_first,
             loss_last: vitals.loss,
             freshness_seconds: summary.freshness_seconds.map(|[p50, p99]| Percentiles { p50, p99 }),
@@ -99,6 +108,11 @@ impl RunSummary {
             let _ =
                 writeln!(text, "from message to served encoder: median {p50:.1} s, 99% {p99:.1} s");
         }
+        let _ = writeln!(
+            text,
+            "checkpoints held learning up for {:.2} s of {:.1} s, and were written in {:.2} s",
+            self.checkpoint_seconds, self.seconds, self.checkpoint_write_seconds
+        );
         let version = self.version.as_deref().unwrap_or("none");
         let _ = writeln!(text, "{} versions published, last {version}", self.versions_published);
         if let Some(Knn { encoder, untrained, pixels }) = self.knn {

@@ -2,7 +2,7 @@
 
 use super::Learner;
 use crate::sink::dead_letter::Acknowledged;
-use crate::source::Control;
+use crate::source::{Commit, Control};
 use anyhow::Result;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ const CHECKPOINT_LOOK: Duration = Duration::from_secs(1);
 enum Event {
     Control(Option<Control>),
     Arrival(Result<Option<Acknowledged>>),
+    Written(Result<Commit>),
     Deadline,
     Stop,
 }
@@ -23,6 +24,7 @@ impl Learner {
     /// Answers the source and takes what has arrived, without waiting.
     pub(super) fn listen(&mut self) -> Result<()> {
         self.tell_of_going_back();
+        self.hear_of_checkpoint()?;
         while let Some(controls) = &mut self.controls
             && let Ok(control) = controls.try_recv()
         {
@@ -53,6 +55,7 @@ impl Learner {
         let at_most = at_most.unwrap_or(CHECKPOINT_LOOK).min(CHECKPOINT_LOOK);
         let want = FRESH_BATCHES * self.batch.images;
         let (controls, arrivals, stop) = (&mut self.controls, &mut self.arrivals, &self.stop);
+        let state = &mut self.state;
         let event = self.runtime.clone().block_on(async {
             let control = async {
                 match controls {
@@ -63,6 +66,7 @@ impl Learner {
             tokio::select! {
                 control = control => Event::Control(control),
                 arrival = arrivals.wait(want) => Event::Arrival(arrival),
+                written = state.written() => Event::Written(written),
                 () = tokio::time::sleep(at_most) => Event::Deadline,
                 () = stop.cancelled() => Event::Stop,
             }
@@ -76,6 +80,7 @@ impl Learner {
                 }
                 self.note_unnoted()?;
             }
+            Event::Written(commit) => self.tell_written(commit?),
             Event::Deadline if self.is_checkpoint_due() => self.checkpoint()?,
             Event::Deadline | Event::Stop => {}
         }
@@ -94,6 +99,7 @@ impl Learner {
             Control::Revoke { partitions, reply } => {
                 self.arrivals.revoke(&partitions);
                 self.take_order_back()?;
+                // On disk before we answer, whatever is in flight: the next owner begins from its offsets.
                 let mut commit = self.write_checkpoint()?;
                 let next = self.arrivals.tracker().next_offsets();
                 let revoked = next.into_iter().filter(|(key, _)| partitions.contains(key));

@@ -2,7 +2,6 @@
 
 use super::Learner;
 use super::publish::Done;
-use super::state::Parts;
 use super::vitals::{Summary, Vitals};
 use crate::augment::ViewGroup;
 use crate::batch::assemble::{Batch, Order, ViewSpec, assemble};
@@ -10,12 +9,10 @@ use crate::batch::{Decision, Supply, decide};
 use crate::checkpoint::Counts;
 use crate::gate::monitor::Figures;
 use crate::replay::{self, Policy};
-use crate::source::{Commit, Told};
 use anyhow::Result;
 use metrics::gauge;
 use std::time::Duration;
-use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::info;
 
 /// How long dead letters under way may take at the end.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -84,15 +81,6 @@ impl Learner {
             }
         }
         self.finish()
-    }
-
-    pub(super) fn is_checkpoint_due(&self) -> bool {
-        self.state.is_due() && self.is_worth_keeping()
-    }
-
-    /// What may have to be gone back from is no state to begin again from.
-    fn is_worth_keeping(&self) -> bool {
-        !self.health.is_in_doubt() && !self.health.is_lost()
     }
 
     fn is_finished(&self) -> bool {
@@ -186,34 +174,6 @@ impl Learner {
         self.vitals.send_replace(vitals);
     }
 
-    pub(super) fn write_checkpoint(&mut self) -> Result<Commit> {
-        let counts = self.counts();
-        self.state.save(Parts {
-            trainer: &self.trainer,
-            replay: &mut *self.replay,
-            repeats: &self.repeats,
-            pending: &mut self.pending,
-            tracker: self.arrivals.tracker(),
-            counts,
-            last_version: self.publisher.version(),
-            stable_version: self.publisher.stable_version(),
-            gate: self.publisher.gate_memory(),
-            rollbacks: self.health.rollbacks(),
-            changes: self.on_drift.changes(),
-        })
-    }
-
-    /// Writes a checkpoint, then lets the source commit what it holds.
-    pub(super) fn checkpoint(&mut self) -> Result<()> {
-        let commit = self.write_checkpoint()?;
-        // A full channel has older news under way; the next checkpoint's commit holds all of ours.
-        let sent = self.told.try_send(Told::Written(commit));
-        if let Err(mpsc::error::TrySendError::Full(_)) = sent {
-            warn!("the source has not committed the last checkpoints yet");
-        }
-        Ok(())
-    }
-
     fn finish(mut self) -> Result<Summary> {
         self.arrivals.flush(FLUSH);
         for acknowledged in self.arrivals.acknowledgements() {
@@ -223,7 +183,10 @@ impl Learner {
             self.publish(None)?;
         }
         if self.is_worth_keeping() {
-            self.checkpoint()?;
+            let commit = self.write_checkpoint()?;
+            self.tell_written(commit);
+        } else {
+            self.finish_checkpoint()?;
         }
         self.show();
         let summary = Summary {
@@ -231,6 +194,8 @@ impl Learner {
             loss_first: self.losses.first(),
             learning: self.losses.learning(),
             freshness_seconds: self.publisher.freshness_seconds(),
+            running: self.state.age(),
+            checkpoints: self.state.cost(),
         };
         self.assembler.stop();
         info!(steps = summary.vitals.steps, learned = summary.vitals.counts.learned, "stopped");

@@ -47,6 +47,19 @@ pub struct Summary {
     /// Seconds from an image's broker timestamp to a served encoder that has learned it: the
     /// median and the 99th percentile.
     pub freshness_seconds: Option<[f64; 2]>,
+    /// From when the learner was opened to the end.
+    pub running: Duration,
+    /// What checkpoints cost of it.
+    pub checkpoints: CheckpointCost,
+}
+
+/// What checkpoints cost a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CheckpointCost {
+    /// Time that learning stood still for them: to copy what they hold, and to wait for them to be written.
+    pub held_up: Duration,
+    /// Time that they took to be written, on their own thread.
+    pub writing: Duration,
 }
 
 /// Losses of a run: the first few and the last few.

@@ -142,6 +142,11 @@ impl OffsetTracker {
         assigned.or_else(|| self.released.get(partition).map(|left| left.next))
     }
 
+    /// Whether we have `partition` now.
+    pub fn has(&self, partition: &Partition) -> bool {
+        self.assigned.contains_key(partition)
+    }
+
     /// Begins with `partition` at `next`; records of older generations are stale from now on.
     pub fn assign(&mut self, partition: Partition, generation: u64, next: i64) {
         let assigned = self.assigned.remove(&partition).map(|progress| progress.left());
@@ -316,7 +321,9 @@ mod tests {
         assert!(tracker.delivered(&origin(0), 1));
         assert!(tracker.delivered(&origin(1), 1));
         assert!(tracker.done(&origin(0), 1));
+        assert!(tracker.has(&partition()));
         tracker.revoke(&partition());
+        assert!(!tracker.has(&partition()));
         assert!(!tracker.done(&origin(1), 1));
         assert!(!tracker.delivered(&origin(2), 1));
         assert_eq!(tracker.next(&partition()), Some(1));

@@ -97,6 +97,9 @@ fn a_fixed_folder_is_learned_and_its_snapshot_embeds_and_evaluates() {
         serde_json::from_slice(&std::fs::read(summary).unwrap()).unwrap();
     assert_eq!(summary["images_learned"], 60);
     assert!(summary["versions_published"].as_u64().unwrap() >= 1);
+    let seconds = |key: &str| summary[key].as_f64().unwrap();
+    assert!(seconds("checkpoint_seconds") > 0.0 && seconds("checkpoint_write_seconds") > 0.0);
+    assert!(seconds("checkpoint_seconds") < seconds("seconds"));
 
     let snapshots = dir.path().join("snapshots");
     let snapshots = snapshots.to_str().unwrap();

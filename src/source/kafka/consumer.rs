@@ -85,8 +85,10 @@ fn read(config: &Config, lag: Lag, link: &mut Link) -> Result<()> {
     reader.finish(link)
 }
 
-fn commit_now(consumer: &BaseConsumer<Context>, commit: &Commit, mode: CommitMode) {
-    if let Err(error) = commit_offsets(consumer, commit, mode) {
+fn commit_now(consumer: &BaseConsumer<Context>, mut commit: Commit, mode: CommitMode) {
+    // What was given up after this was told has been committed since, or is another's.
+    commit.offsets.retain(|partition, _| consumer.context().generation(partition).is_some());
+    if let Err(error) = commit_offsets(consumer, &commit, mode) {
         warn!(%error, checkpoint = commit.checkpoint_id, "commit failed; the next one follows");
     }
 }
@@ -114,7 +116,7 @@ impl Reader<'_> {
             self.begin_again()?;
         }
         if let Some(commit) = newest {
-            commit_now(self.consumer, &commit, CommitMode::Async);
+            commit_now(self.consumer, commit, CommitMode::Async);
         }
         Ok(())
     }
@@ -254,9 +256,10 @@ impl Reader<'_> {
                 }
             }
         }
-        if let Some(commit) = &last {
+        if let Some(commit) = last {
+            let checkpoint = commit.checkpoint_id.clone();
             commit_now(self.consumer, commit, CommitMode::Sync);
-            info!(checkpoint = commit.checkpoint_id, "committed");
+            info!(checkpoint, "committed");
         }
         Ok(())
     }
