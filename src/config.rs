@@ -393,6 +393,8 @@ mod tests {
             ("checkpoint.keep", "0", "from 1 to 1000"),
             ("prequential.references", "0", "from 1 to 100000"),
             ("prequential.window", "0", "from 1 to 1000000"),
+            ("drift.loss_delta", "-1.0", "from 0 to 100"),
+            ("drift.loss_threshold", "0.5", "from 1 to 1000000"),
             ("server.threads", "0", "1"),
             ("server.max_batch_images", "0", "1"),
             ("server.max_pending_images", "0", "1"),

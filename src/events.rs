@@ -51,6 +51,15 @@ pub enum Event {
         /// Standard deviations above the usual distance.
         score: f64,
     },
+    /// The training loss has risen and stays up; nothing follows from it.
+    LossWarning {
+        /// Steps taken.
+        step: u64,
+        /// The last loss, in nats.
+        loss: f32,
+        /// The mean of those before.
+        usual: f64,
+    },
 }
 
 /// An event with its time.

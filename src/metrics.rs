@@ -189,6 +189,11 @@ pub const TABLE: &[Metric] = &[
         "How many standard deviations the last images lie beyond the usual distance from those before",
     ),
     counter("selfstream_drift_changes_total", Unit::Count, "How often what arrives has changed"),
+    counter(
+        "selfstream_loss_warnings_total",
+        Unit::Count,
+        "How often the training loss rose and stayed up",
+    ),
     gauge(
         "selfstream_kafka_lag_alarm",
         Unit::Count,

@@ -253,6 +253,7 @@ fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learn
         gate: config.gate.clone(),
         recovery: config.learner.recovery.clone(),
         on_drift: config.learner.on_drift.clone(),
+        loss_warning: config.drift.loss_warning(),
         architecture: config.encoder.architecture,
         views,
         view_threads: config.run.view_threads,

@@ -11,7 +11,7 @@ mod segments;
 
 pub use file::Damage;
 pub(crate) use file::{from_bytes, to_bytes, write_atomically};
-pub use manifest::{Counts, FORMAT, Manifest, PartitionOffset, ReplayEntry, Rollbacks};
+pub use manifest::{Counts, FORMAT, Manifest, PartitionOffset, ReplayEntry, Rollbacks, UsualLoss};
 
 use crate::encoder::NamedArrays;
 use crate::replay::Entry;

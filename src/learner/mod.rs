@@ -17,6 +17,7 @@ mod observer;
 pub mod on_drift;
 mod open;
 pub mod optimizer;
+pub mod page_hinkley;
 mod publish;
 mod refuse;
 mod run;
@@ -50,6 +51,7 @@ use health::Health;
 use journal::Journal;
 use memory::Shape;
 use on_drift::OnDrift;
+use page_hinkley::PageHinkley;
 use publish::Publisher;
 use serde::{Deserialize, Serialize};
 use state::State;
@@ -153,6 +155,8 @@ pub struct Learner {
     events: Events,
     health: Health,
     on_drift: OnDrift,
+    /// Where a rising loss is to be told.
+    page_hinkley: Option<PageHinkley>,
     /// What the embeddings of the last steps look like.
     window: Window,
     state: State,

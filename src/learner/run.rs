@@ -1,6 +1,7 @@
 //! The learner's loop: arrivals to batches, batches to steps, steps to snapshots and checkpoints.
 
 use super::Learner;
+use super::page_hinkley::PageHinkley;
 use super::publish::Done;
 use super::state::Parts;
 use super::vitals::{Summary, Vitals};
@@ -200,6 +201,7 @@ impl Learner {
             gate: self.publisher.gate_memory(),
             rollbacks: self.health.rollbacks(),
             changes: self.on_drift.changes(),
+            usual_loss: self.page_hinkley.as_ref().map(PageHinkley::usual).unwrap_or_default(),
         })
     }
 

@@ -5,6 +5,7 @@ use super::schedule::Progress;
 use super::trainer::Trainer;
 use crate::checkpoint::{
     self, Checkpoints, Counts, FORMAT, Manifest, PartitionOffset, ReplayEntry, Restored, Rollbacks,
+    UsualLoss,
 };
 use crate::gate;
 use crate::replay::repeats::Repeats;
@@ -41,6 +42,7 @@ pub(super) struct Parts<'a> {
     pub(super) gate: &'a gate::Memory,
     pub(super) rollbacks: Rollbacks,
     pub(super) changes: u64,
+    pub(super) usual_loss: UsualLoss,
 }
 
 impl State {
@@ -107,6 +109,7 @@ impl State {
             gate: parts.gate.clone(),
             rollbacks: parts.rollbacks,
             changes: parts.changes,
+            usual_loss: parts.usual_loss,
         };
         let mut arrays = trainer.to_arrays()?;
         arrays.extend(replay_arrays((replay, repeats), pending));
