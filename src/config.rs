@@ -383,6 +383,7 @@ mod tests {
             ("learner.schedule.end_steps", "10", "more than warmup_steps"),
             ("learner.schedule.end_after", "\"1ms\"", "at least 1s"),
             ("gate.min_spread", "1.0", "from 0 to below 1"),
+            ("gate.min_accuracy_share", "1.0", "from 0 to below 1"),
             ("snapshot.every_steps", "0", "at least 1"),
             ("snapshot.every", "\"1ms\"", "from 100ms to 1day"),
             ("snapshot.resident", "0", "from 1 to 1000"),

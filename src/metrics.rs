@@ -162,6 +162,11 @@ pub const TABLE: &[Metric] = &[
         Unit::Count,
         "kNN accuracy on labelled images before they are learned, over a window",
     ),
+    gauge(
+        "selfstream_candidate_knn_ratio",
+        Unit::Count,
+        "kNN accuracy of the last candidate on the labelled images that came last",
+    ),
     counter(
         "selfstream_prequential_images_total",
         Unit::Count,

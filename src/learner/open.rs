@@ -194,7 +194,7 @@ fn open_publisher(
             Stable::new(settings.gate.stable_after_steps, stable),
         ),
         (settings.architecture, settings.views.preprocess.clone()),
-        Arc::clone(&inputs.registry),
+        (Arc::clone(&inputs.registry), inputs.observers.clone()),
         history,
         inputs.events.clone(),
     ))

@@ -1,5 +1,6 @@
 //! Snapshots go live: when, after which checks, and how fresh they are.
 
+use super::Observer;
 use super::history::{Candidate, History};
 use super::stable::Stable;
 use super::trainer::{StepReport, Trainer};
@@ -35,6 +36,8 @@ pub(super) struct Publisher {
     architecture: Architecture,
     preprocess: Preprocess,
     registry: Arc<Registry>,
+    /// Who may know labels.
+    observers: Vec<Arc<dyn Observer>>,
     /// Kept where snapshots are.
     history: Option<History>,
     events: Events,
@@ -52,7 +55,7 @@ impl Publisher {
         config: &snapshot::Config,
         (gate, stable): (Gate, Stable),
         (architecture, preprocess): (Architecture, Preprocess),
-        registry: Arc<Registry>,
+        (registry, observers): (Arc<Registry>, Vec<Arc<dyn Observer>>),
         history: Option<History>,
         events: Events,
     ) -> Self {
@@ -63,6 +66,7 @@ impl Publisher {
             architecture,
             preprocess,
             registry,
+            observers,
             history,
             events,
             last_at: Instant::now(),
@@ -124,7 +128,11 @@ impl Publisher {
             Encoded::new(self.architecture, &self.preprocess, &arrays, provenance, device)?;
         let encoder = &encoded.snapshot.encoder;
         let embeddings = encoder.embed(probe.to_vec(), n_probe)?;
-        let (looks, passed) = self.gate.check(embeddings, encoder.feature_dim());
+        let compare = || self.observers.iter().find_map(|one| one.compare(&encoded.snapshot));
+        let (looks, passed) = self.gate.check(embeddings, encoder.feature_dim(), compare);
+        if let Some(accuracy) = looks.accuracy {
+            gauge!("selfstream_candidate_knn_ratio").set(accuracy.candidate);
+        }
         if let Some(history) = &mut self.history {
             let version = passed.is_ok().then(|| encoded.snapshot.version.clone());
             let time_ms = encoded.snapshot.provenance.created_ms;
