@@ -138,7 +138,7 @@ pub const TABLE: &[Metric] = &[
     gauge(
         "selfstream_stable_neighbour_overlap_ratio",
         Unit::Count,
-        "Share of nearest neighbours that the stable version has in common with the one before",
+        "Share of nearest neighbours that the newest version has in common with the stable one",
     ),
     gauge(
         "selfstream_embedding_spread_ratio",
