@@ -346,6 +346,7 @@ mod tests {
             ("kafka.group", "\"\"", "a consumer group's name"),
             ("kafka.topics", "[]", "at least one topic"),
             ("kafka.dead_letter_topic", "\"images\"", "none of kafka.topics"),
+            ("kafka.events_topic", "\"images\"", "none of kafka.topics"),
             ("kafka.properties.\"group.id\"", "\"x\"", "kafka.group"),
             ("image.max_bytes", "0", "at least 1"),
             ("image.max_pixels", "0", "from 1"),

@@ -216,6 +216,11 @@ pub const TABLE: &[Metric] = &[
         Unit::Count,
         "Dead letters that could not be delivered",
     ),
+    counter(
+        "selfstream_event_failures_total",
+        Unit::Count,
+        "Events that were not delivered to kafka.events_topic",
+    ),
     counter(HTTP_REQUESTS, Unit::Count, "HTTP requests answered, by route and status"),
     histogram(
         HTTP_REQUEST_DURATION,

@@ -11,6 +11,7 @@ use crate::events::Events;
 use crate::learner::{Inputs, Limits, Observer, Refuse, Summary, Vitals};
 use crate::server::{self, Server};
 use crate::sink::dead_letter::DeadLetters;
+use crate::sink::events::EventTopic;
 use crate::snapshot::{Encoded, Provenance, Registry, Snapshot};
 use crate::source::folder::Folder;
 use crate::source::kafka::{Kafka, Lag};
@@ -20,6 +21,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -31,6 +33,8 @@ use tracing::error;
 const MAX_DECODE_QUEUE: usize = 256;
 /// News of the learner that may wait to be heard by the source.
 const NEWS: usize = 16;
+/// How long events under way may take at the end.
+const LAST_EVENTS: Duration = Duration::from_secs(5);
 
 /// A pipeline that is running.
 pub struct Running {
@@ -44,6 +48,7 @@ pub struct Running {
     pub events: Events,
     /// Ends the run when cancelled.
     pub stop: CancellationToken,
+    event_topic: Option<EventTopic>,
     source: JoinHandle<Result<()>>,
     learner: oneshot::Receiver<Result<Summary>>,
 }
@@ -58,6 +63,8 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
     let (vitals_sender, vitals) = watch::channel(Vitals::default());
     let (lag, events) = (Lag::default(), Events::default());
 
+    // It hears of what the learner begins with, too.
+    let event_topic = open_event_topic(config, &events, &runtime)?;
     let source = build_source(config, &lag)?;
     let threads = NonZeroUsize::new(config.run.decode_threads).unwrap_or(NonZeroUsize::MIN);
     // A batch is decoded while the one before it is learned.
@@ -89,7 +96,7 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
         runtime,
     };
     let source = start_source(source, link, stop.clone())?;
-    Ok(Running { registry, vitals, lag, events, stop, source, learner })
+    Ok(Running { registry, vitals, lag, events, stop, event_topic, source, learner })
 }
 
 impl Running {
@@ -100,6 +107,9 @@ impl Running {
     pub async fn join(self) -> Result<Summary> {
         let summary = self.learner.await;
         self.stop.cancel();
+        if let Some(topic) = self.event_topic {
+            topic.finish(LAST_EVENTS).await;
+        }
         let joined = tokio::task::spawn_blocking(move || self.source.join()).await?;
         let read = joined.map_err(|_| anyhow!("the source panicked"))?;
         // What ended the source ended the learner in good order: tell it first.
@@ -169,6 +179,19 @@ fn open_refuse(config: &Config) -> Result<Refuse> {
             Ok(Refuse { letters: Some(letters), acknowledged })
         }
         _ => Ok(Refuse::and_drop()),
+    }
+}
+
+fn open_event_topic(
+    config: &Config,
+    events: &Events,
+    runtime: &Handle,
+) -> Result<Option<EventTopic>> {
+    match (&config.kafka.events_topic, config.source.kind) {
+        (Some(topic), source::Kind::Kafka) => {
+            EventTopic::open(&config.kafka, topic, events, runtime).map(Some)
+        }
+        _ => Ok(None),
     }
 }
 
