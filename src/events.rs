@@ -51,6 +51,15 @@ pub enum Event {
         /// Standard deviations above the usual distance.
         score: f64,
     },
+    /// The training loss has risen and stays up; nothing follows from it.
+    LossWarning {
+        /// Steps taken.
+        step: u64,
+        /// The last loss, in nats.
+        loss: f32,
+        /// The mean of those before.
+        usual: f64,
+    },
 }
 
 /// An event with its time.
@@ -61,6 +70,14 @@ pub struct Told {
     /// What happened.
     #[serde(flatten)]
     pub event: Event,
+}
+
+impl Told {
+    /// The name of its type, and all of it as JSON.
+    pub fn to_json(&self) -> (String, String) {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        (value["type"].as_str().unwrap_or("event").to_owned(), value.to_string())
+    }
 }
 
 /// Where events are told and heard.
@@ -114,7 +131,9 @@ mod tests {
     #[test]
     fn an_event_is_one_flat_object() {
         let event = Event::Drift { origin: "images/0@7".to_owned(), score: 6.5 };
-        let told = serde_json::to_value(Told { time_ms: 5, event }).unwrap();
+        let (kind, told) = Told { time_ms: 5, event }.to_json();
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        assert_eq!(kind, "drift");
         let expected = serde_json::json!({ "time_ms": 5, "type": "drift", "origin": "images/0@7", "score": 6.5 });
         assert_eq!(told, expected);
     }

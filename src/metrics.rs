@@ -138,7 +138,7 @@ pub const TABLE: &[Metric] = &[
     gauge(
         "selfstream_stable_neighbour_overlap_ratio",
         Unit::Count,
-        "Share of nearest neighbours that the stable version has in common with the one before",
+        "Share of nearest neighbours that the newest version has in common with the stable one",
     ),
     gauge(
         "selfstream_embedding_spread_ratio",
@@ -161,6 +161,11 @@ pub const TABLE: &[Metric] = &[
         "selfstream_prequential_knn_ratio",
         Unit::Count,
         "kNN accuracy on labelled images before they are learned, over a window",
+    ),
+    gauge(
+        "selfstream_candidate_knn_ratio",
+        Unit::Count,
+        "kNN accuracy of the last candidate on the labelled images that came last",
     ),
     counter(
         "selfstream_prequential_images_total",
@@ -195,6 +200,11 @@ pub const TABLE: &[Metric] = &[
         "How many standard deviations the last images lie beyond the usual distance from those before",
     ),
     counter("selfstream_drift_changes_total", Unit::Count, "How often what arrives has changed"),
+    counter(
+        "selfstream_loss_warnings_total",
+        Unit::Count,
+        "How often the training loss rose and stayed up",
+    ),
     gauge(
         "selfstream_kafka_lag_alarm",
         Unit::Count,
@@ -211,6 +221,11 @@ pub const TABLE: &[Metric] = &[
         "selfstream_dead_letter_failures_total",
         Unit::Count,
         "Dead letters that could not be delivered",
+    ),
+    counter(
+        "selfstream_event_failures_total",
+        Unit::Count,
+        "Events that were not delivered to kafka.events_topic",
     ),
     counter(HTTP_REQUESTS, Unit::Count, "HTTP requests answered, by route and status"),
     histogram(

@@ -1,25 +1,22 @@
 //! The flow: starts every stage, connects them, and joins them.
 
-use crate::augment::{self, Preprocess};
-use crate::batch::assemble::ViewSpec;
+mod learner;
+
+use crate::augment::Preprocess;
 use crate::config::Config;
-use crate::decode;
 use crate::decode::pool::{Pool, Size};
 use crate::drift::Drift;
 use crate::evaluate::prequential::Prequential;
 use crate::events::Events;
-use crate::learner::trainer::{Recipe, Trainer};
-use crate::learner::{
-    self, Inputs, Learner, Limits, Observer, Refuse, Settings, Summary, Vitals, beginning,
-};
-use crate::replay::Policy;
+use crate::learner::{Inputs, Limits, Observer, Refuse, Summary, Vitals};
 use crate::server::{self, Server};
 use crate::sink::dead_letter::DeadLetters;
+use crate::sink::events::EventTopic;
 use crate::snapshot::{Encoded, Provenance, Registry, Snapshot};
 use crate::source::folder::Folder;
 use crate::source::kafka::{Kafka, Lag};
 use crate::source::{self, LearnerLink, Link, Source};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -36,6 +33,8 @@ use tracing::error;
 const MAX_DECODE_QUEUE: usize = 256;
 /// News of the learner that may wait to be heard by the source.
 const NEWS: usize = 16;
+/// How long events under way may take at the end.
+const LAST_EVENTS: Duration = Duration::from_secs(5);
 
 /// A pipeline that is running.
 pub struct Running {
@@ -49,6 +48,7 @@ pub struct Running {
     pub events: Events,
     /// Ends the run when cancelled.
     pub stop: CancellationToken,
+    event_topic: Option<EventTopic>,
     source: JoinHandle<Result<()>>,
     learner: oneshot::Receiver<Result<Summary>>,
 }
@@ -63,6 +63,8 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
     let (vitals_sender, vitals) = watch::channel(Vitals::default());
     let (lag, events) = (Lag::default(), Events::default());
 
+    // It hears of what the learner begins with, too.
+    let event_topic = open_event_topic(config, &events, &runtime)?;
     let source = build_source(config, &lag)?;
     let threads = NonZeroUsize::new(config.run.decode_threads).unwrap_or(NonZeroUsize::MIN);
     // A batch is decoded while the one before it is learned.
@@ -85,7 +87,7 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
         stop: stop.clone(),
         runtime: runtime.clone(),
     };
-    let learner = start_learner(config, limits, inputs)?;
+    let learner = learner::start(config, limits, inputs)?;
     let link = Link {
         records: Box::new(decoders.intake),
         learner: learner_link,
@@ -94,7 +96,7 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
         runtime,
     };
     let source = start_source(source, link, stop.clone())?;
-    Ok(Running { registry, vitals, lag, events, stop, source, learner })
+    Ok(Running { registry, vitals, lag, events, stop, event_topic, source, learner })
 }
 
 impl Running {
@@ -105,6 +107,9 @@ impl Running {
     pub async fn join(self) -> Result<Summary> {
         let summary = self.learner.await;
         self.stop.cancel();
+        if let Some(topic) = self.event_topic {
+            topic.finish(LAST_EVENTS).await;
+        }
         let joined = tokio::task::spawn_blocking(move || self.source.join()).await?;
         let read = joined.map_err(|_| anyhow!("the source panicked"))?;
         // What ended the source ended the learner in good order: tell it first.
@@ -134,7 +139,7 @@ pub async fn serve(
 /// # Errors
 /// A device that cannot be used.
 pub fn untrained(config: &Config) -> Result<Snapshot> {
-    let trainer = open_trainer(config)?;
+    let trainer = learner::open_trainer(config)?;
     let preprocess = Preprocess::imagenet(config.input.side_px);
     let architecture = config.encoder.architecture;
     let (arrays, device) = (trainer.served()?, trainer.device());
@@ -177,6 +182,19 @@ fn open_refuse(config: &Config) -> Result<Refuse> {
     }
 }
 
+fn open_event_topic(
+    config: &Config,
+    events: &Events,
+    runtime: &Handle,
+) -> Result<Option<EventTopic>> {
+    match (&config.kafka.events_topic, config.source.kind) {
+        (Some(topic), source::Kind::Kafka) => {
+            EventTopic::open(&config.kafka, topic, events, runtime).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 fn start_source(
     source: Box<dyn Source>,
     link: Link,
@@ -192,102 +210,4 @@ fn start_source(
         ended
     };
     std::thread::Builder::new().name("source".to_owned()).spawn(run).context("starting the source")
-}
-
-/// Starts the learner inside a pool of its own, so that nothing of it runs in the global one.
-fn start_learner(
-    config: &Config,
-    limits: Limits,
-    inputs: Inputs,
-) -> Result<oneshot::Receiver<Result<Summary>>> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(config.run.learner_threads)
-        .thread_name(|index| format!("learner-{index}"))
-        .build()
-        .context("starting the learner's threads")?;
-    let learner = pool.install(|| open_learner(config, limits, inputs))?;
-    let (ended, summary) = oneshot::channel();
-    std::thread::Builder::new().name("learner".to_owned()).spawn(move || {
-        let result = pool.install(|| learner.run());
-        if let Err(error) = &result {
-            error!(error = format!("{error:#}"), "the learner has failed: stopping");
-        }
-        drop(ended.send(result));
-    })?;
-    Ok(summary)
-}
-
-fn open_learner(config: &Config, limits: Limits, inputs: Inputs) -> Result<Learner> {
-    // Without replay nothing tops a last, smaller batch up.
-    let batch_images = config.batch.images as u64;
-    let is_whole = limits.images.is_none_or(|images| images % batch_images == 0);
-    ensure!(
-        is_whole || config.replay.policy != Policy::None,
-        "an end after a number of images must be whole batches of {batch_images} where \
-         replay.policy = \"none\""
-    );
-    let trainer = open_trainer(config)?;
-    let near_duplicates = config.learner.near_duplicates.weight();
-    let groups = trainer.view_groups();
-    let enough = augment::enough(&config.augment, &groups, config.input.side_px);
-    let views = ViewSpec {
-        seed: config.run.seed,
-        augment: config.augment.clone(),
-        preprocess: Preprocess::imagenet(config.input.side_px),
-        decode: decode::Config { enough: Some(enough), ..config.image.clone() },
-        groups,
-        fingerprints: near_duplicates < 1.0 || config.replay.duplicate_window > 0,
-    };
-    let is_deterministic = config.run.deterministic;
-    let (mut batch, mut snapshot) = (config.batch.clone(), config.snapshot.clone());
-    if is_deterministic {
-        // Batches are closed by size and candidates taken by steps alone.
-        (batch.max_wait, snapshot.every) = (Duration::MAX, Duration::MAX);
-    }
-    let settings = Settings {
-        batch,
-        replay: config.replay.clone(),
-        near_duplicates,
-        checkpoint: config.checkpoint.clone(),
-        snapshot,
-        gate: config.gate.clone(),
-        recovery: config.learner.recovery.clone(),
-        on_drift: config.learner.on_drift.clone(),
-        architecture: config.encoder.architecture,
-        views,
-        view_threads: config.run.view_threads,
-        is_deterministic,
-        limits,
-        journal: config.run.journal.clone(),
-    };
-    let learner_id = learner::learner_id(&config.checkpoint.dir)?;
-    Learner::open(settings, trainer, &learner_id, inputs)
-}
-
-fn open_trainer(config: &Config) -> Result<Trainer> {
-    config.run.instructions.choose()?;
-    let device = config.run.device.open()?;
-    let architecture = config.encoder.architecture;
-    let plan = architecture.plan();
-    let init = config.encoder.init.as_deref().map(|path| beginning::read(path, &plan));
-    let trainer = Trainer::new(&Recipe {
-        plan: &plan,
-        view_side_px: config.view_side_px(),
-        objective: &config.objective,
-        optimizer: &config.learner.optimizer,
-        schedule: &config.learner.schedule.for_batch(config.batch.images),
-        average_momentum: config.snapshot.average_momentum,
-        alignment: &config.learner.alignment,
-        seed: config.run.seed,
-        device: &device,
-        precision: config.run.precision.choose(&device)?,
-        init: init.transpose()?.as_ref(),
-    })?;
-    if let Some(side_px) = architecture.only_side_px() {
-        let mut sides = trainer.view_groups().into_iter().filter_map(|group| group.side_px);
-        if let Some(other) = sides.find(|side| *side != side_px) {
-            bail!("{architecture} takes views of {side_px} px, [objective] has some of {other} px");
-        }
-    }
-    Ok(trainer)
 }

@@ -53,6 +53,23 @@ pub struct Manifest {
     /// How often what arrives has changed.
     #[serde(default)]
     pub changes: u64,
+    /// What the warning of a rising loss remembers.
+    #[serde(default)]
+    pub usual_loss: UsualLoss,
+}
+
+/// What the losses of a run were like, for the Page-Hinkley test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UsualLoss {
+    /// Losses since it began.
+    pub n_losses: u64,
+    /// Their mean.
+    pub mean: f64,
+    /// Their variance.
+    pub variance: f64,
+    /// How far the last ones lie above it: what the test compares with its threshold.
+    pub above: f64,
 }
 
 /// How often the learner went back to an older checkpoint.

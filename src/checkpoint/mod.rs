@@ -19,7 +19,7 @@ mod writer;
 
 pub use file::Damage;
 pub(crate) use file::{from_bytes, to_bytes, write_atomically};
-pub use manifest::{Counts, FORMAT, Manifest, PartitionOffset, ReplayEntry, Rollbacks};
+pub use manifest::{Counts, FORMAT, Manifest, PartitionOffset, ReplayEntry, Rollbacks, UsualLoss};
 pub use places::{NewSegment, Places};
 pub use writer::{Folder, Writer};
 

@@ -10,7 +10,7 @@ mod energy;
 
 use crate::evaluate::{Embedder, EvaluateError, Example, SnapshotEmbedder};
 use crate::events::{Event, Events};
-use crate::learner::Observer;
+use crate::learner::{Observer, page_hinkley};
 use crate::setting::{Invalid, within};
 use crate::snapshot::{Registry, Snapshot};
 use crate::source::Record;
@@ -39,6 +39,12 @@ pub struct Config {
     /// Time after which the pin moves to the version that serves then.
     #[serde(with = "humantime_serde")]
     pub repin_after: Duration,
+    /// Whether a training loss that has risen and stays up is told, see [`page_hinkley`]; `enabled` or not.
+    pub loss_warning: bool,
+    /// The rise that it tolerates, in standard deviations of the loss.
+    pub loss_delta: f64,
+    /// The sum of what lies beyond it at which it is told, in the same.
+    pub loss_threshold: f64,
 }
 
 impl Default for Config {
@@ -48,6 +54,11 @@ impl Default for Config {
             images_per_second: 8,
             threshold: 7.0,
             repin_after: Duration::from_secs(600),
+            loss_warning: false,
+            // For rises of one standard deviation and more, told within 50 steps, and no false word where
+            // losses are independent: see docs/RELIABILITY.md.
+            loss_delta: 0.5,
+            loss_threshold: 25.0,
         }
     }
 }
@@ -62,7 +73,15 @@ impl Config {
         within("drift.images_per_second", rate, 1..=100_000, "from 1 to 100000")?;
         within("drift.threshold", self.threshold, 1.0..=1000.0, "from 1 to 1000")?;
         let seconds = self.repin_after.as_secs_f64();
-        within("drift.repin_after", seconds, 1.0..=31_536_000.0, "from 1s to 365days")
+        within("drift.repin_after", seconds, 1.0..=31_536_000.0, "from 1s to 365days")?;
+        within("drift.loss_delta", self.loss_delta, 0.0..=100.0, "from 0 to 100")?;
+        within("drift.loss_threshold", self.loss_threshold, 1.0..=1e6, "from 1 to 1000000")
+    }
+
+    /// When a rising loss is told, if it is.
+    pub fn loss_warning(&self) -> Option<page_hinkley::Config> {
+        let Self { loss_delta: delta, loss_threshold: threshold, .. } = *self;
+        self.loss_warning.then_some(page_hinkley::Config { delta, threshold })
     }
 }
 

@@ -22,21 +22,29 @@ impl Embedder for SnapshotEmbedder {
     }
 
     fn embed(&mut self, images: &[Example]) -> Result<Embeddings, EvaluateError> {
-        let Snapshot { version, preprocess, encoder, .. } = &*self.0;
-        let view_len = preprocess.side_px * preprocess.side_px * 3;
-        let mut values = Vec::with_capacity(images.len() * encoder.feature_dim());
-        for batch in images.chunks(BATCH_IMAGES) {
-            let mut views = vec![0.0; batch.len() * view_len]; // [N, H, W, C]
-            for (image, view) in batch.iter().zip(views.chunks_exact_mut(view_len)) {
-                plain_view(&image.pixels()?, preprocess, view);
-            }
-            let embedded = encoder
-                .embed(views, batch.len())
-                .map_err(|source| EvaluateError::Encoder { version: version.clone(), source })?;
-            values.extend(embedded);
-        }
-        Embeddings::new(values, encoder.feature_dim())
+        embed_by(&self.0, images)
     }
+}
+
+/// Embeds `images` by `snapshot`, `[N, D]`.
+pub(super) fn embed_by(
+    snapshot: &Snapshot,
+    images: &[Example],
+) -> Result<Embeddings, EvaluateError> {
+    let Snapshot { version, preprocess, encoder, .. } = snapshot;
+    let view_len = preprocess.side_px * preprocess.side_px * 3;
+    let mut values = Vec::with_capacity(images.len() * encoder.feature_dim());
+    for batch in images.chunks(BATCH_IMAGES) {
+        let mut views = vec![0.0; batch.len() * view_len]; // [N, H, W, C]
+        for (image, view) in batch.iter().zip(views.chunks_exact_mut(view_len)) {
+            plain_view(&image.pixels()?, preprocess, view);
+        }
+        let embedded = encoder
+            .embed(views, batch.len())
+            .map_err(|source| EvaluateError::Encoder { version: version.clone(), source })?;
+        values.extend(embedded);
+    }
+    Embeddings::new(values, encoder.feature_dim())
 }
 
 #[cfg(test)]

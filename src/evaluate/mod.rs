@@ -13,6 +13,7 @@
 use crate::decode::Refusal;
 use std::path::PathBuf;
 
+mod candidate;
 mod classifier;
 mod confusion;
 mod embeddings;

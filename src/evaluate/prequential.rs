@@ -12,7 +12,9 @@
 //! Labels go no further than here. Embedding takes a thread of its own with a bounded queue; where it
 //! is slower than the stream, records are passed over and counted, and nothing waits for it.
 
+use super::candidate::Recent;
 use super::{Embedder, Embeddings, EvaluateError, Example, Reference, SnapshotEmbedder};
+use crate::gate::Accuracy;
 use crate::learner::Observer;
 use crate::setting::{Invalid, within};
 use crate::sink::images::LABEL_HEADER;
@@ -24,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// Records that may wait to be embedded. A guess: some batches of a learner.
 const QUEUE: usize = 256;
@@ -72,6 +74,8 @@ pub struct Prequential {
     registry: Arc<Registry>,
     arrivals: mpsc::Sender<Arrival>,
     accuracy: Arc<Mutex<Option<f64>>>,
+    /// What candidates are compared on.
+    recent: Mutex<Recent>,
 }
 
 impl Prequential {
@@ -111,7 +115,7 @@ impl Prequential {
                 }
             }
         };
-        (Self { registry, arrivals, accuracy }, judging)
+        (Self { registry, arrivals, accuracy, recent: Mutex::default() }, judging)
     }
 }
 
@@ -123,7 +127,10 @@ impl Observer for Prequential {
         };
         let name = record.origin.to_string();
         let example = Example { name, bytes: record.bytes.clone(), label: 0 };
-        let arrival = Arrival { snapshot, label: label.into(), example };
+        let label: Arc<str> = label.into();
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.push(Arc::clone(&label), example.clone());
+        let arrival = Arrival { snapshot, label, example };
         if self.arrivals.try_send(arrival).is_err() {
             debug!(origin = %record.origin, "passed over: labelled images wait already");
             counter!("selfstream_prequential_skipped_images_total").increment(1);
@@ -132,6 +139,15 @@ impl Observer for Prequential {
 
     fn accuracy(&self) -> Option<f64> {
         *self.accuracy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn compare(&self, candidate: &Snapshot) -> Option<Accuracy> {
+        let served = self.registry.latest()?;
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.compare(candidate, &served).unwrap_or_else(|error| {
+            warn!(%error, "a candidate is not judged by labels");
+            None
+        })
     }
 }
 
@@ -266,6 +282,19 @@ mod tests {
         Arrival { snapshot: Arc::clone(snapshot), label: label.into(), example }
     }
 
+    fn record(offset: i64, label: Option<&str>, colour: [u8; 3]) -> Record {
+        let header = |label: &str| (LABEL_HEADER.to_owned(), Some(label.to_owned().into()));
+        Record {
+            origin: Origin { topic: "t".into(), partition: 0, offset },
+            generation: 0,
+            is_skipped: false,
+            bytes: png(colour).into(),
+            timestamp_ms: None,
+            key: None,
+            headers: label.map(header).into_iter().collect(),
+        }
+    }
+
     const RED: [u8; 3] = [200, 10, 10];
     const BLUE: [u8; 3] = [10, 10, 200];
 
@@ -311,29 +340,36 @@ mod tests {
         let registry = Arc::new(Registry::new(2));
         let config = Config::default();
         let (observer, judging) = Prequential::connect(&config, Arc::clone(&registry));
-        let record = |label: Option<&str>| Record {
-            origin: Origin { topic: "t".into(), partition: 0, offset: 0 },
-            generation: 0,
-            is_skipped: false,
-            bytes: png(RED).into(),
-            timestamp_ms: None,
-            key: None,
-            headers: label
-                .map(|label| (LABEL_HEADER.to_owned(), Some(label.to_owned().into())))
-                .into_iter()
-                .collect(),
-        };
-        observer.arrived(&record(Some("red")));
+        observer.arrived(&record(0, Some("red"), RED));
         registry.publish(snapshot("a", 1.0));
-        observer.arrived(&record(None));
+        observer.arrived(&record(1, None, RED));
         assert_eq!(observer.arrivals.capacity(), QUEUE);
-        observer.arrived(&record(Some("red")));
-        observer.arrived(&record(Some("red")));
+        observer.arrived(&record(2, Some("red"), RED));
+        observer.arrived(&record(3, Some("red"), RED));
         assert_eq!(observer.arrivals.capacity(), QUEUE - 2);
         let accuracy = Arc::clone(&observer.accuracy);
         // What judges ends when all is judged and nothing more can come.
         drop(observer);
         judging();
         assert_eq!(*accuracy.lock().unwrap(), Some(1.0));
+    }
+
+    #[test]
+    fn a_candidate_is_compared_with_what_serves_once_labels_are_enough() {
+        let registry = Arc::new(Registry::new(2));
+        let (observer, _judging) = Prequential::connect(&Config::default(), Arc::clone(&registry));
+        let candidate = snapshot("b", -1.0);
+        assert_eq!(observer.compare(&candidate), None, "nothing serves");
+        registry.publish(snapshot("a", 1.0));
+        let arrive = |offset| {
+            let (label, colour) = if offset % 2 == 0 { ("red", RED) } else { ("blue", BLUE) };
+            observer.arrived(&record(offset, Some(label), colour));
+        };
+        (0..20).for_each(arrive);
+        assert_eq!(observer.compare(&candidate), None, "too few");
+        (0..200).for_each(arrive);
+        // Neither turns the other's embeddings around: each is compared with its own.
+        let expected = Accuracy { candidate: 1.0, served: 1.0, n_images: 100 };
+        assert_eq!(observer.compare(&candidate), Some(expected));
     }
 }

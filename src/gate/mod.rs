@@ -1,4 +1,11 @@
 //! What an encoder must pass before it answers queries.
+//!
+//! Where labels come along, a candidate is refused for its accuracy only if three things hold: it is below
+//! `min_accuracy_share` of what was usual of those before it, below the same share of what the version that
+//! serves has on the very same images, and by more than chance. The first alone would refuse healthy encoders
+//! where a stream is sorted by class or has become harder, and learning would go back for nothing; the second
+//! is free of what arrives, as both see the same. So a candidate is refused for what it has lost against
+//! the last that passed, and a slow fall over many is not caught: nothing tells it from a harder stream.
 
 pub mod monitor;
 
@@ -22,13 +29,23 @@ pub struct Config {
     /// The least rank of its embeddings, see [`rankme`], as a share of the median of the last
     /// candidates that passed.
     pub min_rank_share: f64,
+    /// The least accuracy on labelled images, where they come along, as a share of the median of the last
+    /// candidates that passed, and of what the version that serves has on the same images. 0 asks for none.
+    pub min_accuracy_share: f64,
     /// Steps over which all candidates after one must pass before that is `stable`.
     pub stable_after_steps: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { min_spread: 0.02, min_rank_share: 0.5, stable_after_steps: 500 }
+        // The shares are guesses: half of what was usual is far from what a batch or a few hundred images
+        // change by chance.
+        Self {
+            min_spread: 0.02,
+            min_rank_share: 0.5,
+            min_accuracy_share: 0.5,
+            stable_after_steps: 500,
+        }
     }
 }
 
@@ -40,6 +57,8 @@ impl Config {
     pub fn validate(&self) -> Result<(), Invalid> {
         within("gate.min_spread", self.min_spread, 0.0..1.0, "from 0 to below 1")?;
         within("gate.min_rank_share", self.min_rank_share, 0.0..1.0, "from 0 to below 1")?;
+        let share = self.min_accuracy_share;
+        within("gate.min_accuracy_share", share, 0.0..1.0, "from 0 to below 1")?;
         within("gate.stable_after_steps", self.stable_after_steps, 1.., "at least 1")
     }
 }
@@ -66,6 +85,19 @@ pub enum Refused {
         /// What was usual.
         usual: f64,
     },
+    /// It tells far fewer labelled images than those before.
+    #[error(
+        "its accuracy on labelled images is {:.3}, that of the version that serves {:.3} on the same, usual \
+         is {usual:.3}",
+        accuracy.candidate,
+        accuracy.served
+    )]
+    AccuracyFell {
+        /// What it was.
+        accuracy: Accuracy,
+        /// What was usual.
+        usual: f64,
+    },
 }
 
 impl Refused {
@@ -75,7 +107,29 @@ impl Refused {
             Self::NotFinite => "not_finite",
             Self::Collapsed { .. } => "collapsed",
             Self::RankFell { .. } => "rank_fell",
+            Self::AccuracyFell { .. } => "accuracy_fell",
         }
+    }
+}
+
+/// How well a candidate tells labelled images, beside the version that serves: on the same images.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Accuracy {
+    /// The share that the candidate tells.
+    pub candidate: f64,
+    /// The share that the version that serves tells.
+    pub served: f64,
+    /// How many they are.
+    pub n_images: usize,
+}
+
+impl Accuracy {
+    /// Whether the candidate is worse by more than chance: three standard errors of a difference between two
+    /// sets of images, which is more than that on the same ones.
+    fn is_worse(&self) -> bool {
+        let variance = |share: f64| share * (1.0 - share) / self.n_images.max(1) as f64;
+        let error = (variance(self.candidate) + variance(self.served)).sqrt();
+        self.served - self.candidate > 3.0 * error
     }
 }
 
@@ -86,6 +140,8 @@ pub struct Looks {
     pub spread: f32,
     /// [`rankme`].
     pub rank: f64,
+    /// How well they tell labelled images, where that was asked and is known.
+    pub accuracy: Option<Accuracy>,
 }
 
 /// The gate, with what it remembers.
@@ -101,6 +157,8 @@ pub struct Gate {
 pub struct Memory {
     /// Ranks of the last candidates that passed, oldest first.
     ranks: VecDeque<f64>,
+    /// Accuracies of the last candidates that passed and were compared, oldest first.
+    accuracies: VecDeque<f64>,
 }
 
 impl Gate {
@@ -120,29 +178,41 @@ impl Gate {
     }
 
     /// Checks a candidate by its embeddings of recent images, flat `[N, D]`; the same N each time, as
-    /// a rank grows with it.
-    pub fn check(&mut self, embeddings: Vec<f32>, dim: usize) -> (Looks, Result<(), Refused>) {
+    /// a rank grows with it. Asks `compare` for its accuracy if all else is well.
+    pub fn check(
+        &mut self,
+        embeddings: Vec<f32>,
+        dim: usize,
+        compare: impl FnOnce() -> Option<Accuracy>,
+    ) -> (Looks, Result<(), Refused>) {
         if embeddings.iter().any(|value| !value.is_finite()) {
-            return (Looks { spread: f32::NAN, rank: f64::NAN }, Err(Refused::NotFinite));
+            let looks = Looks { spread: f32::NAN, rank: f64::NAN, accuracy: None };
+            return (looks, Err(Refused::NotFinite));
         }
         let rows = UnitRows::new(embeddings, dim);
-        let looks = Looks { spread: spread(&rows), rank: rankme(&rows) };
-        let passed = self.judge(looks);
-        if passed.is_ok() {
-            self.memory.ranks.push_back(looks.rank);
-            while self.memory.ranks.len() > REMEMBERED {
-                self.memory.ranks.pop_front();
-            }
+        let mut looks = Looks { spread: spread(&rows), rank: rankme(&rows), accuracy: None };
+        if let Err(refused) = self.judge_looks(looks) {
+            return (looks, Err(refused));
         }
-        (looks, passed)
+        if self.config.min_accuracy_share > 0.0 {
+            looks.accuracy = compare();
+        }
+        if let Some(accuracy) = looks.accuracy {
+            if let Err(refused) = self.judge_accuracy(accuracy) {
+                return (looks, Err(refused));
+            }
+            remember(&mut self.memory.accuracies, accuracy.candidate);
+        }
+        remember(&mut self.memory.ranks, looks.rank);
+        (looks, Ok(()))
     }
 
-    fn judge(&self, Looks { spread, rank }: Looks) -> Result<(), Refused> {
+    fn judge_looks(&self, Looks { spread, rank, .. }: Looks) -> Result<(), Refused> {
         let min = self.config.min_spread;
         if spread < min {
             return Err(Refused::Collapsed { spread, min });
         }
-        match self.usual_rank() {
+        match usual(&self.memory.ranks) {
             Some(usual) if rank < self.config.min_rank_share * usual => {
                 Err(Refused::RankFell { rank, usual })
             }
@@ -150,12 +220,28 @@ impl Gate {
         }
     }
 
-    /// The median of the ranks that are remembered, if they are enough.
-    fn usual_rank(&self) -> Option<f64> {
-        let mut ranks: Vec<f64> = self.memory.ranks.iter().copied().collect();
-        ranks.sort_by(f64::total_cmp);
-        (ranks.len() >= ENOUGH).then(|| ranks[ranks.len() / 2])
+    fn judge_accuracy(&self, accuracy: Accuracy) -> Result<(), Refused> {
+        let Some(usual) = usual(&self.memory.accuracies) else { return Ok(()) };
+        let least = self.config.min_accuracy_share * usual.min(accuracy.served);
+        if accuracy.candidate < least && accuracy.is_worse() {
+            return Err(Refused::AccuracyFell { accuracy, usual });
+        }
+        Ok(())
     }
+}
+
+fn remember(last: &mut VecDeque<f64>, value: f64) {
+    last.push_back(value);
+    if last.len() > REMEMBERED {
+        last.pop_front();
+    }
+}
+
+/// The median of what is remembered, if it is enough.
+fn usual(last: &VecDeque<f64>) -> Option<f64> {
+    let mut values: Vec<f64> = last.iter().copied().collect();
+    values.sort_by(f64::total_cmp);
+    (values.len() >= ENOUGH).then(|| values[values.len() / 2])
 }
 
 #[cfg(test)]
@@ -171,13 +257,18 @@ mod tests {
         Gate::new(&Config::default(), Memory::default())
     }
 
+    /// Without labels.
+    fn check(gate: &mut Gate, embeddings: Vec<f32>, dim: usize) -> (Looks, Result<(), Refused>) {
+        gate.check(embeddings, dim, || None)
+    }
+
     #[test]
     fn a_point_and_what_is_not_finite_are_refused() {
         let mut gate = gate();
-        assert_eq!(gate.check(vec![1.0, f32::NAN], 2).1, Err(Refused::NotFinite));
-        let collapsed = gate.check(vec![1.0, 2.0, 1.0, 2.0], 2).1.unwrap_err();
+        assert_eq!(check(&mut gate, vec![1.0, f32::NAN], 2).1, Err(Refused::NotFinite));
+        let collapsed = check(&mut gate, vec![1.0, 2.0, 1.0, 2.0], 2).1.unwrap_err();
         assert_eq!(collapsed.reason(), "collapsed");
-        assert!(gate.check(vec![1.0, 0.0, 0.0, 1.0], 2).1.is_ok());
+        assert!(check(&mut gate, vec![1.0, 0.0, 0.0, 1.0], 2).1.is_ok());
     }
 
     #[test]
@@ -185,22 +276,90 @@ mod tests {
         let mut gate = gate();
         // Nothing to compare with yet.
         for n_axes in [2, 8, 8, 8] {
-            assert!(gate.check(over(n_axes), 8).1.is_ok());
+            assert!(check(&mut gate, over(n_axes), 8).1.is_ok());
         }
-        let (looks, passed) = gate.check(over(3), 8);
+        let (looks, passed) = check(&mut gate, over(3), 8);
         assert!((looks.rank - 3.0).abs() < 1.0);
         assert_eq!(passed.unwrap_err().reason(), "rank_fell");
-        assert!(gate.check(over(6), 8).1.is_ok());
+        assert!(check(&mut gate, over(6), 8).1.is_ok());
         // What it remembers goes through a checkpoint.
         let memory = serde_json::to_string(gate.memory()).unwrap();
         let mut restored = Gate::new(&Config::default(), serde_json::from_str(&memory).unwrap());
         assert_eq!(restored.memory(), gate.memory());
-        assert!(restored.check(over(3), 8).1.is_err());
+        assert!(check(&mut restored, over(3), 8).1.is_err());
         gate.forget();
-        assert!(gate.check(over(3), 8).1.is_ok());
+        assert!(check(&mut gate, over(3), 8).1.is_ok());
         for _ in 0..2 * REMEMBERED {
-            gate.check(over(8), 8).1.unwrap();
+            check(&mut gate, over(8), 8).1.unwrap();
         }
         assert_eq!(gate.memory().ranks.len(), REMEMBERED);
+    }
+
+    /// Whether a healthy-looking candidate passes that tells this share of 100 images, where what serves tells that.
+    fn told(gate: &mut Gate, candidate: f64, served: f64) -> Result<(), Refused> {
+        gate.check(over(8), 8, || Some(Accuracy { candidate, served, n_images: 100 })).1
+    }
+
+    #[test]
+    fn an_accuracy_is_held_to_what_was_usual_and_to_what_serves() {
+        let mut gate = gate();
+        // Nothing is usual yet, however well the version before did.
+        for accuracy in [0.1, 0.8, 0.8, 0.9] {
+            told(&mut gate, accuracy, 0.9).unwrap();
+        }
+        let refused = told(&mut gate, 0.3, 0.8).unwrap_err();
+        assert_eq!(refused.reason(), "accuracy_fell");
+        let said = "its accuracy on labelled images is 0.300, that of the version that serves 0.800 on the \
+                    same, usual is 0.800";
+        assert_eq!(refused.to_string(), said);
+        // Half of what was usual is .4; what is refused does not become usual.
+        told(&mut gate, 0.5, 0.9).unwrap();
+        assert!(told(&mut gate, 0.3, 0.8).is_err());
+        // Where no labels come there is nothing to refuse, and nothing to remember.
+        let before = gate.memory().accuracies.clone();
+        assert_eq!(before, [0.1, 0.8, 0.8, 0.9, 0.5]);
+        check(&mut gate, over(8), 8).1.unwrap();
+        assert_eq!(gate.memory().accuracies, before);
+        for _ in 0..2 * REMEMBERED {
+            told(&mut gate, 0.8, 0.8).unwrap();
+        }
+        assert_eq!(gate.memory().accuracies, [0.8; REMEMBERED]);
+    }
+
+    #[test]
+    fn a_stream_that_becomes_harder_refuses_nobody() {
+        let mut gate = gate();
+        (0..5).for_each(|_| told(&mut gate, 0.9, 0.9).unwrap());
+        // What serves finds it as hard.
+        (0..50).for_each(|_| told(&mut gate, 0.1, 0.12).unwrap());
+        (0..5).for_each(|_| told(&mut gate, 0.0, 0.0).unwrap());
+        // 2 of 100 beside 8 is chance.
+        told(&mut gate, 0.02, 0.08).unwrap();
+    }
+
+    #[test]
+    fn what_was_usual_is_forgotten_and_goes_through_checkpoints() {
+        let mut gate = gate();
+        (0..3).for_each(|_| told(&mut gate, 0.75, 0.75).unwrap());
+        let memory = serde_json::to_string(gate.memory()).unwrap();
+        let mut restored = Gate::new(&Config::default(), serde_json::from_str(&memory).unwrap());
+        assert_eq!(restored.memory(), gate.memory());
+        assert!(told(&mut restored, 0.2, 0.75).is_err());
+        restored.forget();
+        told(&mut restored, 0.2, 0.75).unwrap();
+        // What a checkpoint of an earlier version of this program held.
+        let older: Memory = serde_json::from_str(r#"{"ranks":[8.0,8.0,8.0]}"#).unwrap();
+        let mut restored = Gate::new(&Config::default(), older);
+        assert!(check(&mut restored, over(3), 8).1.is_err());
+        told(&mut restored, 0.2, 0.75).unwrap();
+    }
+
+    #[test]
+    fn nobody_is_asked_in_vain() {
+        let never = || -> Option<Accuracy> { panic!("asked") };
+        let config = Config { min_accuracy_share: 0.0, ..Config::default() };
+        Gate::new(&config, Memory::default()).check(over(8), 8, never).1.unwrap();
+        let collapsed = gate().check(vec![1.0, 2.0, 1.0, 2.0], 2, never).1.unwrap_err();
+        assert_eq!(collapsed.reason(), "collapsed");
     }
 }

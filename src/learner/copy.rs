@@ -5,6 +5,7 @@ use super::schedule::Progress;
 use super::trainer::Trainer;
 use crate::checkpoint::{
     Counts, FORMAT, Manifest, PartitionOffset, Places, ReplayEntry, Rollbacks, Unwritten,
+    UsualLoss,
 };
 use crate::gate;
 use crate::replay::repeats::Repeats;
@@ -26,6 +27,7 @@ pub(super) struct Parts<'a> {
     pub(super) gate: &'a gate::Memory,
     pub(super) rollbacks: Rollbacks,
     pub(super) changes: u64,
+    pub(super) usual_loss: UsualLoss,
 }
 
 /// A copy, and what may be committed once it is written.
@@ -79,6 +81,7 @@ impl Parts<'_> {
             gate: self.gate.clone(),
             rollbacks: self.rollbacks,
             changes: self.changes,
+            usual_loss: self.usual_loss,
         };
         let mut arrays = trainer.to_arrays()?;
         arrays.extend(replay_arrays((replay, repeats), pending));

@@ -25,7 +25,7 @@ impl Learner {
             self.is_ordered = false;
         }
         let restored = self.state.go_back(self.health.good_step())?;
-        let (memory, _) =
+        let (memory, manifest) =
             Memory::restored(&self.shape, &mut self.trainer, restored).context("going back")?;
         let to_step = self.trainer.progress().steps;
         let Memory { replay, repeats, pending, tracker, counts } = memory;
@@ -37,6 +37,9 @@ impl Learner {
             journal.restored(to_step, counts)?;
         }
         self.health.gone_back(to_step, from_step);
+        if let Some(page_hinkley) = &mut self.page_hinkley {
+            page_hinkley.restore(manifest.usual_loss);
+        }
         self.window.clear();
         self.losses = Losses::default();
         let reason = trouble.reason();

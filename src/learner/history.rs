@@ -42,6 +42,10 @@ pub struct Entry {
     /// Prequential kNN accuracy, where it is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
+    /// The share of nearest neighbours, among images that stay the same for a process, that the candidate has in
+    /// common with the version that is stable then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stable_overlap: Option<f64>,
     /// The version that went live; unset if the gate refused it.
     pub version: Option<String>,
     /// When, milliseconds since the Unix epoch.
@@ -81,6 +85,7 @@ pub(super) struct Candidate {
     pub(super) version: Option<String>,
     pub(super) time_ms: i64,
     pub(super) monitors: Option<Figures>,
+    pub(super) overlap: Option<f64>,
 }
 
 impl History {
@@ -132,7 +137,8 @@ impl History {
         if n_steps == 0 {
             return Ok(());
         }
-        let Candidate { step, images_learned, spread, version, time_ms, monitors } = candidate;
+        let Candidate { step, images_learned, spread, version, time_ms, monitors, overlap } =
+            candidate;
         let loss = Some((sum / n_steps as f64) as f32).filter(|loss| loss.is_finite());
         let spread = Some(spread).filter(|spread| spread.is_finite());
         let accuracy = self.observers.iter().find_map(|observer| observer.accuracy());
@@ -144,6 +150,7 @@ impl History {
             spread,
             monitors,
             accuracy,
+            stable_overlap: overlap,
             version,
             time_ms,
         };
@@ -219,7 +226,9 @@ mod tests {
         let version = Some(format!("v{step}"));
         let (images_learned, spread, time_ms) = (10 * step, 0.25, 7);
         let monitors = Some(Figures { rankme: 3.5, ..Figures::default() });
-        let candidate = Candidate { step, images_learned, spread, version, time_ms, monitors };
+        let overlap = Some(0.5);
+        let candidate =
+            Candidate { step, images_learned, spread, version, time_ms, monitors, overlap };
         history.note(candidate).unwrap();
     }
 
@@ -244,6 +253,7 @@ mod tests {
             spread: Some(0.25),
             monitors: Some(Figures { rankme: 3.5, ..Figures::default() }),
             accuracy: None,
+            stable_overlap: Some(0.5),
             version: Some("v2".to_owned()),
             time_ms: 7,
         };
@@ -268,6 +278,7 @@ mod tests {
             version: None,
             time_ms: 0,
             monitors: None,
+            overlap: None,
         };
         history.note(candidate).unwrap();
         note(&mut history, 25, 1.0);

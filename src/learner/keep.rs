@@ -2,6 +2,7 @@
 
 use super::Learner;
 use super::copy::Parts;
+use super::page_hinkley::PageHinkley;
 use crate::source::{Commit, Told};
 use anyhow::{Context, Result};
 use tokio::sync::mpsc::error::TrySendError;
@@ -74,6 +75,7 @@ impl Learner {
             gate: self.publisher.gate_memory(),
             rollbacks: self.health.rollbacks(),
             changes: self.on_drift.changes(),
+            usual_loss: self.page_hinkley.as_ref().map(PageHinkley::usual).unwrap_or_default(),
         })
     }
 

@@ -1,10 +1,12 @@
 //! One batch: the loss of the weights as they are, whether to step down it, and what becomes known by it.
 
 use super::Learner;
+use super::page_hinkley::Rise;
 use super::trainer::StepReport;
 use crate::augment::ViewGroup;
 use crate::batch::assemble::{Batch, Fresh, Order};
 use crate::decode::fingerprint::difference;
+use crate::events::Event;
 use crate::objective::parts::negatives::NegativeWeights;
 use crate::replay::Entry;
 use crate::replay::sketch::Sketch;
@@ -139,5 +141,16 @@ impl Learner {
         gauge!("selfstream_learning_rate_ratio").set(rate);
         histogram!("selfstream_step_seconds").record(took.as_secs_f64());
         gauge!("selfstream_replay_images").set(self.replay.entries().len() as f64);
+        if let Some(rise) = self.page_hinkley.as_mut().and_then(|test| test.push(loss)) {
+            self.warn_of(rise);
+        }
+    }
+
+    /// Tells of a loss that has risen; learning goes on as it did.
+    fn warn_of(&self, Rise { loss, usual }: Rise) {
+        let step = self.trainer.progress().steps;
+        warn!(step, loss, usual, "the loss has risen and stays up");
+        counter!("selfstream_loss_warnings_total").increment(1);
+        self.events.tell(Event::LossWarning { step, loss, usual });
     }
 }

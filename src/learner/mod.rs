@@ -19,6 +19,7 @@ mod observer;
 pub mod on_drift;
 mod open;
 pub mod optimizer;
+pub mod page_hinkley;
 mod publish;
 mod refuse;
 mod run;
@@ -52,6 +53,7 @@ use health::Health;
 use journal::Journal;
 use memory::Shape;
 use on_drift::OnDrift;
+use page_hinkley::PageHinkley;
 use publish::Publisher;
 use serde::{Deserialize, Serialize};
 use state::State;
@@ -155,6 +157,8 @@ pub struct Learner {
     events: Events,
     health: Health,
     on_drift: OnDrift,
+    /// Where a rising loss is to be told.
+    page_hinkley: Option<PageHinkley>,
     /// What the embeddings of the last steps look like.
     window: Window,
     state: State,

@@ -6,6 +6,7 @@ use super::history::History;
 use super::journal::Journal;
 use super::memory::{Memory, Shape};
 use super::on_drift::{self, OnDrift};
+use super::page_hinkley::{self, PageHinkley};
 use super::publish::Publisher;
 use super::refuse::Refuse;
 use super::stable::Stable;
@@ -51,6 +52,8 @@ pub struct Settings {
     pub recovery: health::Config,
     /// What it does when what arrives has changed.
     pub on_drift: on_drift::Config,
+    /// Whether a rising loss is told, and when.
+    pub loss_warning: Option<page_hinkley::Config>,
     /// The encoder's kind.
     pub architecture: Architecture,
     /// What the views are like.
@@ -143,6 +146,9 @@ impl Learner {
             publisher,
             health: Health::new(&settings.recovery, manifest.rollbacks, step),
             on_drift: OnDrift::new(&settings.on_drift, &inputs.events, manifest.changes),
+            page_hinkley: settings
+                .loss_warning
+                .map(|config| PageHinkley::new(config, manifest.usual_loss)),
             events: inputs.events,
             window: Window::default(),
             state,
@@ -188,7 +194,7 @@ fn open_publisher(
             Stable::new(settings.gate.stable_after_steps, stable),
         ),
         (settings.architecture, settings.views.preprocess.clone()),
-        Arc::clone(&inputs.registry),
+        (Arc::clone(&inputs.registry), inputs.observers.clone()),
         history,
         inputs.events.clone(),
     ))

@@ -1,5 +1,6 @@
 //! Snapshots go live: when, after which checks, and how fresh they are.
 
+use super::Observer;
 use super::history::{Candidate, History};
 use super::stable::Stable;
 use super::trainer::{StepReport, Trainer};
@@ -35,6 +36,8 @@ pub(super) struct Publisher {
     architecture: Architecture,
     preprocess: Preprocess,
     registry: Arc<Registry>,
+    /// Who may know labels.
+    observers: Vec<Arc<dyn Observer>>,
     /// Kept where snapshots are.
     history: Option<History>,
     events: Events,
@@ -52,7 +55,7 @@ impl Publisher {
         config: &snapshot::Config,
         (gate, stable): (Gate, Stable),
         (architecture, preprocess): (Architecture, Preprocess),
-        registry: Arc<Registry>,
+        (registry, observers): (Arc<Registry>, Vec<Arc<dyn Observer>>),
         history: Option<History>,
         events: Events,
     ) -> Self {
@@ -63,6 +66,7 @@ impl Publisher {
             architecture,
             preprocess,
             registry,
+            observers,
             history,
             events,
             last_at: Instant::now(),
@@ -124,12 +128,22 @@ impl Publisher {
             Encoded::new(self.architecture, &self.preprocess, &arrays, provenance, device)?;
         let encoder = &encoded.snapshot.encoder;
         let embeddings = encoder.embed(probe.to_vec(), n_probe)?;
-        let (looks, passed) = self.gate.check(embeddings, encoder.feature_dim());
+        let compare = || self.observers.iter().find_map(|one| one.compare(&encoded.snapshot));
+        let (looks, passed) = self.gate.check(embeddings, encoder.feature_dim(), compare);
+        if let Some(accuracy) = looks.accuracy {
+            gauge!("selfstream_candidate_knn_ratio").set(accuracy.candidate);
+        }
+        let probe = (probe, n_probe);
+        let overlap = match passed {
+            Ok(()) => self.stable.overlap_with(&encoded.snapshot, probe)?,
+            Err(_) => None,
+        };
         if let Some(history) = &mut self.history {
             let version = passed.is_ok().then(|| encoded.snapshot.version.clone());
             let time_ms = encoded.snapshot.provenance.created_ms;
             let spread = looks.spread;
-            let candidate = Candidate { step, images_learned, spread, version, time_ms, monitors };
+            let candidate =
+                Candidate { step, images_learned, spread, version, time_ms, monitors, overlap };
             history.note(candidate)?;
         }
         if let Err(refused) = passed {
@@ -142,14 +156,17 @@ impl Publisher {
         }
         gauge!("selfstream_embedding_spread_ratio").set(looks.spread);
         gauge!("selfstream_embedding_rankme_ratio").set(looks.rank);
+        if let Some(overlap) = overlap {
+            gauge!("selfstream_stable_neighbour_overlap_ratio").set(overlap);
+        }
         if let Some(dir) = &self.config.dir {
             encoded.write(dir, self.config.keep, self.stable.version())?;
         }
-        self.go_live(encoded.snapshot, (probe, n_probe))?;
+        self.go_live(encoded.snapshot);
         Ok(true)
     }
 
-    fn go_live(&mut self, snapshot: Snapshot, probe: (&[f32], usize)) -> Result<()> {
+    fn go_live(&mut self, snapshot: Snapshot) {
         let Provenance { step, images_learned, .. } = snapshot.provenance;
         let version = snapshot.version.clone();
         info!(step, images_learned, version = &version[..12], "published");
@@ -160,13 +177,12 @@ impl Publisher {
         self.published += 1;
         counter!("selfstream_snapshots_published_total").increment(1);
         self.measure_freshness();
-        if let Some(stable) = self.stable.passed(&snapshot, probe)? {
+        if let Some(stable) = self.stable.passed(&snapshot) {
             let (version, step) = (stable.version.clone(), stable.provenance.step);
             info!(step, version = &version[..12], "stable");
             self.events.tell(Event::Stable { version, step });
             self.registry.promote(stable);
         }
-        Ok(())
     }
 
     /// Takes the ranks of the next candidates for usual.

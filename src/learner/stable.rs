@@ -3,7 +3,6 @@
 use crate::gate::monitor::UnitRows;
 use crate::snapshot::Snapshot;
 use anyhow::Result;
-use metrics::gauge;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -21,25 +20,21 @@ pub(super) struct Stable {
     stable: Option<Arc<Snapshot>>,
     /// Prepared images, flat `[N, H, W, C]`, and N: the same ones for the whole process.
     reference: Option<(Vec<f32>, usize)>,
+    /// The neighbours of each of them by the stable version, with its name.
+    near_stable: Option<(String, Neighbours)>,
 }
+
+/// The nearest [`NEIGHBOURS`] of each image among the others.
+type Neighbours = Vec<BTreeSet<usize>>;
 
 impl Stable {
     /// Versions become stable after so many steps; `stable` is one from before a restart.
     pub(super) fn new(after_steps: u64, stable: Option<Arc<Snapshot>>) -> Self {
-        Self { after_steps, waiting: VecDeque::new(), stable, reference: None }
+        Self { after_steps, waiting: VecDeque::new(), stable, reference: None, near_stable: None }
     }
 
-    /// Takes a version that has passed, with the images that it was checked on. Returns the one that
-    /// is stable since, if that is another than before.
-    ///
-    /// # Errors
-    /// An encoder that cannot embed the reference images.
-    pub(super) fn passed(
-        &mut self,
-        snapshot: &Arc<Snapshot>,
-        (images, n_images): (&[f32], usize),
-    ) -> Result<Option<Arc<Snapshot>>> {
-        self.reference.get_or_insert_with(|| (images.to_vec(), n_images));
+    /// Takes a version that has passed. Returns the one that is stable since, if that is another than before.
+    pub(super) fn passed(&mut self, snapshot: &Arc<Snapshot>) -> Option<Arc<Snapshot>> {
         let step = snapshot.provenance.step;
         let mut newest = None;
         while self.waiting.front().is_some_and(|s| step >= s.provenance.step + self.after_steps) {
@@ -49,12 +44,10 @@ impl Stable {
         if self.waiting.back().is_none_or(|last| step >= last.provenance.step + apart) {
             self.waiting.push_back(Arc::clone(snapshot));
         }
-        let Some(newest) = newest else { return Ok(None) };
-        if let Some(overlap) = self.overlap_with(&newest)? {
-            gauge!("selfstream_stable_neighbour_overlap_ratio").set(overlap);
+        if newest.is_some() {
+            self.stable.clone_from(&newest);
         }
-        self.stable = Some(Arc::clone(&newest));
-        Ok(Some(newest))
+        newest
     }
 
     /// A candidate has not passed: those before it do not become stable.
@@ -67,22 +60,32 @@ impl Stable {
         self.stable.as_ref().map(|stable| &stable.version[..])
     }
 
-    /// The share of an image's neighbours among the reference images that it has by the stable
-    /// version and by `newer`. Reported, never a gate: a healthy encoder moves.
-    fn overlap_with(&self, newer: &Snapshot) -> Result<Option<f64>> {
-        let (Some(stable), Some((images, n_images))) = (&self.stable, &self.reference) else {
-            return Ok(None);
-        };
-        let neighbours = |snapshot: &Snapshot| -> Result<Vec<BTreeSet<usize>>> {
-            let embeddings = snapshot.encoder.embed(images.clone(), *n_images)?;
-            Ok(neighbours(&UnitRows::new(embeddings, snapshot.encoder.feature_dim())))
-        };
-        Ok(Some(overlap(&neighbours(stable)?, &neighbours(newer)?)))
+    /// The share of an image's neighbours that it has by the stable version and by `newer`, over the images of the
+    /// first call, flat `[N, H, W, C]` and N; unset while none is stable. Reported, never a gate: a healthy
+    /// encoder moves.
+    ///
+    /// # Errors
+    /// An encoder that cannot embed them.
+    pub(super) fn overlap_with(
+        &mut self,
+        newer: &Snapshot,
+        (images, n_images): (&[f32], usize),
+    ) -> Result<Option<f64>> {
+        let reference = self.reference.get_or_insert_with(|| (images.to_vec(), n_images));
+        let Some(stable) = &self.stable else { return Ok(None) };
+        let known = self.near_stable.as_ref();
+        if known.is_none_or(|(version, _)| *version != stable.version) {
+            self.near_stable = Some((stable.version.clone(), neighbours(stable, reference)?));
+        }
+        let Some((_, of_stable)) = &self.near_stable else { return Ok(None) };
+        Ok(Some(overlap(of_stable, &neighbours(newer, reference)?)))
     }
 }
 
-/// The nearest [`NEIGHBOURS`] of each row among the others.
-fn neighbours(rows: &UnitRows) -> Vec<BTreeSet<usize>> {
+/// The neighbours of images, flat `[N, H, W, C]` and N.
+fn neighbours(snapshot: &Snapshot, (images, n_images): &(Vec<f32>, usize)) -> Result<Neighbours> {
+    let embeddings = snapshot.encoder.embed(images.clone(), *n_images)?;
+    let rows = UnitRows::new(embeddings, snapshot.encoder.feature_dim());
     let all: Vec<&[f32]> = rows.rows().collect();
     let of = |index: usize| {
         let mut others: Vec<(f32, usize)> = (0..all.len())
@@ -92,7 +95,7 @@ fn neighbours(rows: &UnitRows) -> Vec<BTreeSet<usize>> {
         others.sort_by(|(a, _), (b, _)| b.total_cmp(a));
         others.into_iter().take(NEIGHBOURS).map(|(_, other)| other).collect()
     };
-    (0..all.len()).map(of).collect()
+    Ok((0..all.len()).map(of).collect())
 }
 
 /// The mean share of what two encoders have in common; 1 where there is nothing to have.
@@ -147,10 +150,8 @@ mod tests {
     #[test]
     fn a_version_is_stable_once_all_passed_for_long_enough() {
         let mut stable = Stable::new(100, None);
-        let images = images(32);
         let pass = |stable: &mut Stable, step| {
-            let promoted = stable.passed(&snapshot(step, false), (&images, 32)).unwrap();
-            promoted.map(|snapshot| snapshot.provenance.step)
+            stable.passed(&snapshot(step, false)).map(|snapshot| snapshot.provenance.step)
         };
         let steps = [10, 20, 40, 60, 90, 109];
         assert!(steps.into_iter().all(|step| pass(&mut stable, step).is_none()));
@@ -166,12 +167,27 @@ mod tests {
 
     #[test]
     fn neighbours_are_shared_by_equal_encoders_and_half_lost_by_a_mirror() {
-        let mut stable = Stable::new(1, Some(snapshot(0, false)));
-        stable.passed(&snapshot(1, false), (&images(64), 64)).unwrap();
-        let same = stable.overlap_with(&snapshot(2, false)).unwrap();
-        assert_eq!(same, Some(1.0));
+        let (mut stable, images) = (Stable::new(1, Some(snapshot(0, false))), images(64));
+        let mut overlap =
+            |mirrors| stable.overlap_with(&snapshot(2, mirrors), (&images, 64)).unwrap().unwrap();
+        assert_eq!(overlap(false), 1.0);
         // On the circle, every other neighbour leaves for the other side.
-        let mirrored = stable.overlap_with(&snapshot(2, true)).unwrap().unwrap();
+        let mirrored = overlap(true);
         assert!((0.3..0.7).contains(&mirrored), "{mirrored}");
+    }
+
+    #[test]
+    fn neighbours_are_those_of_the_last_stable_version_on_the_first_images() {
+        let mut stable = Stable::new(1, None);
+        let (first, others) = (images(64), images(8));
+        let overlap = stable.overlap_with(&snapshot(1, true), (&first, 64)).unwrap();
+        assert_eq!(overlap, None, "none is stable");
+        stable.stable = Some(snapshot(0, false));
+        let mirrored = stable.overlap_with(&snapshot(1, true), (&first, 64)).unwrap();
+        assert_eq!(stable.overlap_with(&snapshot(1, true), (&others, 8)).unwrap(), mirrored);
+        assert!(stable.passed(&snapshot(1, true)).is_none());
+        assert!(stable.passed(&snapshot(2, true)).is_some());
+        let overlap = stable.overlap_with(&snapshot(3, true), (&first, 64)).unwrap();
+        assert_eq!((overlap, stable.version()), (Some(1.0), Some("v1")));
     }
 }

@@ -43,7 +43,6 @@ pub(super) async fn stream(
 }
 
 fn named(told: &crate::events::Told) -> Event {
-    let value = serde_json::to_value(told).unwrap_or_default();
-    let name = value["type"].as_str().unwrap_or("event").to_owned();
-    Event::default().event(name).data(value.to_string())
+    let (name, json) = told.to_json();
+    Event::default().event(name).data(json)
 }

@@ -42,8 +42,10 @@ fn topics_that_match_are_read_those_made_later_too_and_dead_letters_never() {
     let Some(brokers) = brokers() else { return };
     let name = unique("cameras");
     let topics = ["a", "b", "late"].map(|camera| format!("{name}-{camera}"));
-    let letters = format!("{name}-refused");
-    [&topics[0], &topics[1], &letters].into_iter().for_each(|t| create_topic(&brokers, t, 1));
+    let (letters, events) = (format!("{name}-refused"), format!("{name}-events"));
+    [&topics[0], &topics[1], &letters, &events]
+        .into_iter()
+        .for_each(|t| create_topic(&brokers, t, 1));
     for topic in &topics[..2] {
         produce(&brokers, topic, (0..100).map(message));
     }
@@ -51,7 +53,7 @@ fn topics_that_match_are_read_those_made_later_too_and_dead_letters_never() {
     produce(&brokers, &topics[0], [broken]);
     let dir = tempfile::tempdir().unwrap();
     let kafka = format!(
-        "dead_letter_topic = \"{letters}\"\n[kafka.properties]\n\
+        "dead_letter_topic = \"{letters}\"\nevents_topic = \"{events}\"\n[kafka.properties]\n\
          \"topic.metadata.refresh.interval.ms\" = \"500\"\n"
     );
     let text = small_config(&brokers, &name, dir.path());
@@ -78,7 +80,7 @@ fn topics_that_match_are_read_those_made_later_too_and_dead_letters_never() {
     let (low, high) = reader(&brokers, &letters, 1)
         .fetch_watermarks(&letters, 0, Duration::from_secs(10))
         .unwrap();
-    assert_eq!(high - low, 1, "one dead letter, and none of a dead letter");
+    assert_eq!(high - low, 1, "one dead letter, and none of a dead letter or an event");
 }
 
 #[test]

@@ -14,6 +14,8 @@ mod demo;
 #[cfg(test)]
 mod deterministic;
 #[cfg(test)]
+mod events;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod hostile;

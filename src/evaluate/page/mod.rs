@@ -151,6 +151,7 @@ mod tests {
             spread: Some(0.5),
             monitors: None,
             accuracy: Some(0.4),
+            stable_overlap: None,
             version: Some(format!("v{step}")),
             time_ms: step as i64,
         }

@@ -65,7 +65,7 @@ fn read(config: &Config, lag: Lag, link: &mut Link) -> Result<()> {
         consumer: &consumer,
         names: HashSet::new(),
         pace: Pace::new(config.lag_target_records),
-        not_read: config.dead_letter_topic.as_deref(),
+        not_read: config.written().map(|(_, topic)| topic).collect(),
     };
     while !stop.is_cancelled() {
         reader.hear(told)?;
@@ -97,8 +97,8 @@ struct Reader<'a> {
     consumer: &'a BaseConsumer<Context>,
     names: HashSet<Arc<str>>,
     pace: Pace,
-    /// The dead-letter topic, which a regular expression of topics may match.
-    not_read: Option<&'a str>,
+    /// The topics that we write, which a regular expression of topics may match.
+    not_read: Vec<&'a str>,
 }
 
 impl Reader<'_> {
@@ -124,7 +124,7 @@ impl Reader<'_> {
     /// Copies a message out of librdkafka, or its place alone if the pace skips it; `None` if its
     /// partition has just been revoked.
     fn record(&mut self, message: &BorrowedMessage<'_>) -> Option<Record> {
-        if self.not_read == Some(message.topic()) {
+        if self.not_read.contains(&message.topic()) {
             return None;
         }
         let topic = self.intern(message.topic());

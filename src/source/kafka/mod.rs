@@ -41,6 +41,8 @@ pub struct Config {
     pub lag_alarm_records: u64,
     /// Where refused records go; unset, they are counted and dropped.
     pub dead_letter_topic: Option<String>,
+    /// Where events go, too; unset, they go nowhere else than to who listens.
+    pub events_topic: Option<String>,
     /// Any librdkafka property, TLS and SASL included, for every client; wins over ours.
     pub properties: BTreeMap<String, String>,
 }
@@ -68,6 +70,7 @@ impl Default for Config {
             lag_target_records: None,
             lag_alarm_records: 100_000,
             dead_letter_topic: None,
+            events_topic: None,
             properties: BTreeMap::new(),
         }
     }
@@ -102,12 +105,18 @@ impl Config {
         let allowed = "at least 1, or unset";
         within("kafka.lag_target_records", self.lag_target_records.unwrap_or(1), 1.., allowed)?;
         within("kafka.lag_alarm_records", self.lag_alarm_records, 1.., "at least 1")?;
-        if let Some(topic) = &self.dead_letter_topic {
-            filled("kafka.dead_letter_topic", topic, "a topic's name, or unset")?;
-            if self.topics.contains(topic) {
-                let allowed = "none of kafka.topics, or refused records would come back";
-                return Err(Invalid::new("kafka.dead_letter_topic", topic, allowed));
+        for (key, topic) in self.written() {
+            filled(key, topic, "a topic's name, or unset")?;
+            if self.topics.iter().any(|read| read == topic) {
+                let allowed = "none of kafka.topics, or what is written would be read";
+                return Err(Invalid::new(key, topic, allowed));
             }
+        }
+        if let Some(topic) = &self.events_topic
+            && self.dead_letter_topic.as_ref() == Some(topic)
+        {
+            let allowed = "another than kafka.dead_letter_topic";
+            return Err(Invalid::new("kafka.events_topic", topic, allowed));
         }
         for (property, why) in OURS_ALONE {
             if let Some(value) = self.properties.get(property) {
@@ -118,6 +127,13 @@ impl Config {
         // librdkafka checks each property when a client is made: a name or value that it does not
         // know is refused there, by name.
         Ok(())
+    }
+
+    /// The topics that are written and never read, by key.
+    fn written(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let letters = self.dead_letter_topic.as_deref().map(|t| ("kafka.dead_letter_topic", t));
+        let events = self.events_topic.as_deref().map(|topic| ("kafka.events_topic", topic));
+        letters.into_iter().chain(events)
     }
 
     /// What every client of the cluster starts from.
@@ -182,6 +198,19 @@ mod tests {
             let properties = [(property.to_owned(), "x".to_owned())].into();
             let error = Config { properties, ..Config::default() }.validate().unwrap_err();
             assert_eq!(error.key, format!("kafka.properties.{property}"));
+        }
+    }
+
+    #[test]
+    fn events_have_a_topic_of_their_own() {
+        let with = |events: &str| {
+            let dead_letter_topic = Some("refused".to_owned());
+            let events_topic = Some(events.to_owned());
+            Config { dead_letter_topic, events_topic, ..Config::default() }.validate()
+        };
+        with("events").unwrap();
+        for other in ["images", "refused", " "] {
+            assert_eq!(with(other).unwrap_err().key, "kafka.events_topic", "{other}");
         }
     }
 

@@ -1,0 +1,172 @@
+//! How well a candidate tells the labelled images that arrived last, beside the version that serves.
+//!
+//! The prequential accuracy of [`prequential`](super::prequential) is that of versions that served, each on what
+//! arrived meanwhile: it comes too late to judge a candidate by, and it falls for healthy reasons, as where a
+//! stream is sorted by class or has become harder. So the measure is taken anew for a candidate and for the
+//! version that serves, over the same images in the same order: whatever is hard about them is hard for both.
+//! Each of the newer half of the last [`REMEMBERED`] labelled images is told by kNN among all those before it.
+
+use super::encoder::embed_by;
+use super::{Embeddings, EvaluateError, Example, Reference};
+use crate::gate::Accuracy;
+use crate::snapshot::Snapshot;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Labelled images that are compared by, as many as the monitors look at; the learner waits for two forward passes
+/// of each. And how few are too few: half of them are told. Guesses.
+const REMEMBERED: usize = 256;
+const ENOUGH: usize = 128;
+
+/// The labelled images that arrived last, oldest first.
+#[derive(Default)]
+pub(super) struct Recent(VecDeque<(Arc<str>, Example)>);
+
+impl Recent {
+    /// Takes an image, named by its origin; one that comes again, after going back, is the same.
+    pub(super) fn push(&mut self, label: Arc<str>, example: Example) {
+        if self.0.iter().any(|(_, known)| known.name == example.name) {
+            return;
+        }
+        self.0.push_back((label, example));
+        if self.0.len() > REMEMBERED {
+            self.0.pop_front();
+        }
+    }
+
+    /// The accuracy of both, where there are images enough.
+    ///
+    /// # Errors
+    /// An image that cannot be embedded.
+    pub(super) fn compare(
+        &self,
+        candidate: &Snapshot,
+        served: &Snapshot,
+    ) -> Result<Option<Accuracy>, EvaluateError> {
+        if self.0.len() < ENOUGH {
+            return Ok(None);
+        }
+        let examples: Vec<Example> = self.0.iter().map(|(_, example)| example.clone()).collect();
+        let classes = self.classes();
+        let share = |snapshot: &Snapshot| told_right(&embed_by(snapshot, &examples)?, &classes);
+        let (candidate, served) = (share(candidate)?, share(served)?);
+        let n_images = classes.len() - classes.len() / 2;
+        Ok(Some(Accuracy { candidate, served, n_images }))
+    }
+
+    /// The class of each image as a number.
+    fn classes(&self) -> Vec<usize> {
+        let mut names: Vec<&str> = self.0.iter().map(|(label, _)| &**label).collect();
+        names.sort_unstable();
+        names.dedup();
+        let number = |(label, _): &(Arc<str>, Example)| names.binary_search(&&**label).ok();
+        self.0.iter().filter_map(number).collect()
+    }
+}
+
+/// The share of the newer half of `embeddings` whose class is told by those before.
+fn told_right(embeddings: &Embeddings, classes: &[usize]) -> Result<f64, EvaluateError> {
+    let (n_images, dim) = (embeddings.len(), embeddings.dim());
+    let newer = n_images / 2..n_images;
+    let n_told = newer.len();
+    let values: Vec<f32> = embeddings.rows().flatten().copied().collect();
+    let mut n_right = 0;
+    for index in newer {
+        let before = Embeddings::new(values[..index * dim].to_vec(), dim)?;
+        let query = Embeddings::new(embeddings.row(index).to_vec(), dim)?;
+        let found = Reference::new(&before, &classes[..index])?.classify(&query)?;
+        n_right += usize::from(found == classes[index..=index]);
+    }
+    Ok(n_right as f64 / n_told as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::augment::Preprocess;
+    use crate::evaluate::fixtures::png;
+    use crate::snapshot::{Encode, Provenance};
+
+    /// The mean of each channel, or one and the same point for whatever it is shown.
+    struct ChannelMeans {
+        is_blind: bool,
+    }
+
+    impl Encode for ChannelMeans {
+        fn feature_dim(&self) -> usize {
+            3
+        }
+
+        fn embed(&self, images: Vec<f32>, n_images: usize) -> candle_core::Result<Vec<f32>> {
+            let image_len = images.len() / n_images;
+            let mean = |image: &[f32], channel: usize| {
+                let sum: f32 = image.iter().skip(channel).step_by(3).sum();
+                if self.is_blind { 1.0 } else { sum / (image_len / 3) as f32 }
+            };
+            let means = images.chunks_exact(image_len);
+            Ok(means.flat_map(|image| [0, 1, 2].map(|channel| mean(image, channel))).collect())
+        }
+    }
+
+    fn snapshot(is_blind: bool) -> Snapshot {
+        Snapshot {
+            version: "a".to_owned(),
+            architecture: "means".to_owned(),
+            preprocess: Preprocess { side_px: 4, mean: [0.0; 3], std: [1.0; 3] },
+            provenance: Provenance::default(),
+            encoder: Box::new(ChannelMeans { is_blind }),
+        }
+    }
+
+    /// `n_images` shades of red, green and blue; `class` says which colour each has.
+    fn recent(n_images: usize, class: impl Fn(usize) -> usize) -> Recent {
+        let mut recent = Recent::default();
+        for index in 0..n_images {
+            let class = class(index);
+            let mut colour = [20; 3];
+            colour[class] = 150 + (index % 100) as u8;
+            let bytes = png(colour).into();
+            recent.push(
+                class.to_string().into(),
+                Example { name: index.to_string(), bytes, label: 0 },
+            );
+        }
+        recent
+    }
+
+    #[test]
+    fn one_that_has_gone_blind_stands_out_beside_what_serves() {
+        let (sees, blind) = (snapshot(false), snapshot(true));
+        let in_turn = recent(200, |index| index % 3);
+        let same = in_turn.compare(&sees, &sees).unwrap();
+        assert_eq!(same, Some(Accuracy { candidate: 1.0, served: 1.0, n_images: 100 }));
+        let Accuracy { candidate, served, .. } = in_turn.compare(&blind, &sees).unwrap().unwrap();
+        assert_eq!(served, 1.0);
+        assert!(candidate < 0.5, "{candidate}: all are equally near");
+    }
+
+    /// Where only new classes come, nobody can tell them: both fall alike.
+    #[test]
+    fn a_stream_sorted_by_class_is_as_hard_for_both() {
+        let sees = snapshot(false);
+        let sorted = recent(200, |index| index / 99);
+        let told = sorted.compare(&sees, &sees).unwrap().unwrap();
+        // Only the first of the two of the last class that come at the end is not known.
+        assert_eq!(told.candidate, told.served);
+        assert!(told.candidate < 1.0, "{told:?}");
+    }
+
+    #[test]
+    fn too_few_say_nothing_and_the_oldest_leave() {
+        let sees = snapshot(false);
+        assert_eq!(recent(ENOUGH - 1, |index| index % 3).compare(&sees, &sees).unwrap(), None);
+        let mut full = recent(REMEMBERED + 10, |index| index % 3);
+        assert_eq!(full.0.len(), REMEMBERED);
+        assert_eq!(full.0[0].1.name, "10");
+        // What is read again is known.
+        let again = full.0[5].clone();
+        full.push(again.0, again.1);
+        assert_eq!(full.0.len(), REMEMBERED);
+        assert_eq!(full.0[0].1.name, "10");
+    }
+}
