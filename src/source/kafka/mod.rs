@@ -3,6 +3,7 @@
 mod client;
 mod consumer;
 mod context;
+mod leave;
 mod pace;
 mod start;
 
