@@ -5,6 +5,7 @@
 //! images count as new. Segments that no kept checkpoint names are removed.
 
 use super::Manifest;
+use super::file::discard;
 use crate::fault;
 use crate::replay::{Entry, StoredAt};
 use anyhow::{Context, Result};
@@ -71,7 +72,8 @@ impl Segments {
             file.sync_all()?;
             File::open(&self.dir)?.sync_all()
         };
-        written().with_context(|| format!("writing {}", path.display()))?;
+        let written = written().inspect_err(|_| discard(&path));
+        written.with_context(|| format!("writing {}", path.display()))?;
         for (index, place) in places {
             entries[index].stored_at = Some(place);
         }
