@@ -503,7 +503,10 @@ mod tests {
         assert!(refused.contains("input.side_px = 96") && refused.contains("224"), "{refused}");
         Config::parse(&format!("{text} = 224")).unwrap();
         let message = message(&format!("{text} = 224\naugment.side_share = 0.5"));
-        assert!(message.contains("augment.side_share = 0.5") && message.contains("unset or 1"), "{message}");
+        assert!(
+            message.contains("augment.side_share = 0.5") && message.contains("unset or 1"),
+            "{message}"
+        );
     }
 
     /// A value of the wrong kind: the message names the key and the value's kind.

@@ -2,7 +2,7 @@
 //!
 //! The environment variable FAILPOINTS names them, as the crate `fail` reads it:
 //! `checkpoint_rename=3*off->return` ends the process the fourth time that it is about to rename a
-//! checkpoint. The names stand where the functions here are called.
+//! checkpoint; `sleep(MILLISECONDS)` holds it up there instead. The names stand where the functions here are called.
 
 /// Ends the process as a kill would, if the failpoint `name` says so: nothing is flushed or dropped.
 #[cfg_attr(not(feature = "failpoints"), expect(unused_variables, reason = "the macro is empty"))]
@@ -15,4 +15,10 @@ pub(crate) fn die_at(name: &str) {
 pub(crate) fn number_at(name: &str, otherwise: f64) -> f64 {
     fail::fail_point!(name, |text| text.and_then(|t| t.parse().ok()).unwrap_or(otherwise));
     otherwise
+}
+
+/// Panics if the failpoint `name` says so.
+#[cfg_attr(not(feature = "failpoints"), expect(unused_variables, reason = "the macro is empty"))]
+pub(crate) fn panic_at(name: &str) {
+    fail::fail_point!(name);
 }

@@ -4,7 +4,8 @@ mod learner;
 
 use crate::augment::Preprocess;
 use crate::config::Config;
-use crate::decode::pool::{Pool, Size};
+use crate::decode;
+use crate::decode::pool::{Pool, Size, Workers};
 use crate::drift::Drift;
 use crate::evaluate::prequential::Prequential;
 use crate::events::Events;
@@ -50,6 +51,7 @@ pub struct Running {
     pub stop: CancellationToken,
     event_topic: Option<EventTopic>,
     source: JoinHandle<Result<()>>,
+    decoders: Workers,
     learner: oneshot::Receiver<Result<Summary>>,
 }
 
@@ -96,7 +98,8 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
         runtime,
     };
     let source = start_source(source, link, stop.clone())?;
-    Ok(Running { registry, vitals, lag, events, stop, event_topic, source, learner })
+    let decoders = decoders.workers;
+    Ok(Running { registry, vitals, lag, events, stop, event_topic, source, decoders, learner })
 }
 
 impl Running {
@@ -110,10 +113,13 @@ impl Running {
         if let Some(topic) = self.event_topic {
             topic.finish(LAST_EVENTS).await;
         }
-        let joined = tokio::task::spawn_blocking(move || self.source.join()).await?;
-        let read = joined.map_err(|_| anyhow!("the source panicked"))?;
-        // What ended the source ended the learner in good order: tell it first.
+        let (source, decoders) = (self.source, self.decoders);
+        let joined = tokio::task::spawn_blocking(move || (source.join(), decoders.join()));
+        let (source, decoders) = joined.await?;
+        let read = source.map_err(|_| anyhow!("the source panicked"))?;
+        // What ended the source or a decoder ended the learner in good order: tell it first.
         read.context("source")?;
+        decoders.map_err(|_| anyhow!("a decode thread panicked"))?;
         summary.map_err(|_| anyhow!("the learner panicked"))?.context("learner")
     }
 }

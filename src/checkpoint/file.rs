@@ -10,9 +10,12 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use tracing::warn;
 
 /// Extension of checkpoint files.
 pub(super) const EXTENSION: &str = "safetensors";
+/// Extension of files that are being written.
+const TEMPORARY: &str = "tmp";
 const MANIFEST_KEY: &str = "selfstream.checkpoint";
 /// Hex digits of the content's hash in a file's name: 64 bits tell damage, not malice.
 const HASH_DIGITS: usize = 16;
@@ -83,7 +86,7 @@ pub(super) fn write(
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().context("a file's path has a folder")?;
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-    let tmp = path.with_extension("tmp");
+    let tmp = path.with_extension(TEMPORARY);
     let written = || -> std::io::Result<()> {
         let mut file = File::create(&tmp)?;
         let (first, rest) = bytes.split_at(bytes.len() / 2);
@@ -97,7 +100,35 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         fault::die_at("renamed");
         File::open(dir)?.sync_all()
     };
-    written().with_context(|| format!("writing {}", path.display()))
+    let written = written().inspect_err(|_| discard(&tmp));
+    written.with_context(|| format!("writing {}", path.display()))
+}
+
+/// Removes what could not be written whole: the disk may be full of it.
+pub(super) fn discard(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            warn!(path = %path.display(), %error, "a half-written file could not be removed");
+        }
+        _ => {}
+    }
+}
+
+/// Removes the checkpoints of `dir` that a kill left half-written.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub(super) fn discard_half_written(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
+        let path = entry?.path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let step = stem.split_once('-').map_or("", |(step, _)| step);
+        let is_ours = !step.is_empty() && step.bytes().all(|byte| byte.is_ascii_digit());
+        if is_ours && path.extension().is_some_and(|extension| extension == TEMPORARY) {
+            discard(&path);
+        }
+    }
+    Ok(())
 }
 
 /// Arrays and one text as a safetensors file. Equal input gives equal bytes.
@@ -131,7 +162,7 @@ fn text_of(key: &str, bytes: &[u8]) -> Result<String, Damage> {
 }
 
 fn arrays_of(bytes: &[u8]) -> Result<NamedArrays, Damage> {
-    let arrays = SafeTensors::deserialize(bytes)?
+    SafeTensors::deserialize(bytes)?
         .tensors()
         .into_iter()
         .map(|(name, view)| {

@@ -128,6 +128,7 @@ impl Checkpoints {
     /// Whatever the file system reports.
     pub fn open(config: &Config) -> Result<(Self, Places)> {
         let segments = Segments::open(&config.dir)?;
+        file::discard_half_written(&config.dir)?;
         let places = Places::new(segments.len_bytes().clone());
         let (dir, keep, named) = (config.dir.clone(), config.keep, BTreeMap::new());
         Ok((Self { dir, keep, segments, named }, places))
@@ -416,6 +417,35 @@ mod tests {
         assert_eq!(known.len(), segment_files(dir.path()));
         let restored = newest(dir.path()).unwrap().unwrap();
         assert_eq!(restored.entries.len() + restored.pending.len(), entries.len());
+    }
+
+    #[test]
+    fn what_a_kill_left_half_written_goes_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["000000000012-0123456789abcdef.tmp", "learner-id.tmp", "12-notes.txt"];
+        names.iter().for_each(|name| fs::write(dir.path().join(name), "half").unwrap());
+        assert!(open(dir.path()).load_newest().unwrap().is_none());
+        let left = names.map(|name| dir.path().join(name).exists());
+        assert_eq!(left, [false, true, true], "of {names:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut checkpoints = open(dir.path());
+        let mut entries = vec![entry(0, 10)];
+        save(&mut checkpoints, 1, &mut entries);
+        let before = fs::read_dir(dir.path()).unwrap().count();
+        // A folder stands where the next file would, so that the rename fails.
+        let next = manifest(2, &entries, 1);
+        let (id, path) = file::write(dir.path(), &next, &arrays(2.0)).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = format!("{:#}", checkpoints.save(&next, &arrays(2.0)).unwrap_err());
+        assert!(error.contains(&id), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before + 1, "but for that folder");
+        fs::remove_dir(&path).unwrap();
+        assert_eq!(open(dir.path()).load_newest().unwrap().unwrap().checkpoint.manifest.step, 1);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! is [`Places`](super::Places)' to say, before anything is written.
 
 use super::Manifest;
+use super::file::discard;
 use super::places::NewSegment;
 use crate::fault;
 use crate::replay::Entry;
@@ -61,7 +62,8 @@ impl Segments {
             file.get_ref().sync_all()?;
             File::open(&self.dir)?.sync_all()
         };
-        written().with_context(|| format!("writing {}", path.display()))?;
+        let written = written().inspect_err(|_| discard(&path));
+        written.with_context(|| format!("writing {}", path.display()))?;
         self.len_bytes.insert(segment.number, segment.len_bytes());
         Ok(())
     }

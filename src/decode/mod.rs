@@ -29,6 +29,7 @@ mod fixtures;
 pub use config::{Config, Enough};
 pub use refusal::{Cause, Refusal};
 
+use crate::fault;
 use crate::source::Record;
 use image::metadata::Orientation;
 use image::{DynamicImage, RgbImage};
@@ -80,6 +81,7 @@ pub fn decode(
     }
     let format = sniff::format(bytes, content_type)?;
     catch(|| {
+        fault::panic_at("decode");
         let (pixels, orientation) = formats::decode(bytes, format, config)?;
         // Shrinking first makes turning cheap, and the filter is the same along both axes.
         Ok(turn(shrink::shrink(pixels, config.working_side_px), orientation))

@@ -17,6 +17,7 @@
 //! item at hand, and sending fails with [`Rejected::Closed`].
 
 use super::{Config, Decoded, park};
+use crate::fault;
 use crate::source::{Downstream, Offer, Record};
 use std::io;
 use std::num::NonZeroUsize;
@@ -48,7 +49,10 @@ pub struct Pool<T, U> {
 impl Pool<Record, Decoded> {
     /// Starts a pool that decodes records. Fails if the system has no more threads.
     pub fn decoding(config: Config, size: Size) -> io::Result<Self> {
-        Self::start("decode", size, move |record| Decoded::new(record, &config))
+        Self::start("decode", size, move |record| {
+            fault::panic_at("decode_thread");
+            Decoded::new(record, &config)
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use crate::checkpoint::Counts;
 use crate::decode::pool::{Nothing, Outcomes};
 use crate::decode::{Decoded, Refusal};
 use crate::fault;
-use crate::sink::dead_letter::Acknowledged;
+use crate::sink::dead_letter::{Acknowledged, DeadLetters};
 use crate::source::offsets::{self, Candidate, OffsetTracker, Partition, Start};
 use crate::source::{Origin, Record};
 use anyhow::Result;
@@ -260,11 +260,9 @@ impl Arrivals {
         (self.refused, self.skipped) = (refused, skipped);
     }
 
-    /// Lets dead letters that are under way arrive, for at most `timeout`.
-    pub(super) fn flush(&self, timeout: Duration) {
-        if let Some(letters) = &self.refuse.letters {
-            letters.flush(timeout);
-        }
+    /// Whether dead letters are under way.
+    pub(super) fn has_letters_under_way(&self) -> bool {
+        self.refuse.letters.as_ref().is_some_and(DeadLetters::are_under_way)
     }
 
     pub(super) fn n_fresh(&self) -> usize {

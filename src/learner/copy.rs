@@ -4,8 +4,7 @@ use super::memory::replay_arrays;
 use super::schedule::Progress;
 use super::trainer::Trainer;
 use crate::checkpoint::{
-    Counts, FORMAT, Manifest, PartitionOffset, Places, ReplayEntry, Rollbacks, Unwritten,
-    UsualLoss,
+    Counts, FORMAT, Manifest, PartitionOffset, Places, ReplayEntry, Rollbacks, Unwritten, UsualLoss,
 };
 use crate::gate;
 use crate::replay::repeats::Repeats;

@@ -4,12 +4,17 @@ use super::Learner;
 use crate::sink::dead_letter::Acknowledged;
 use crate::source::{Commit, Control};
 use anyhow::Result;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tracing::warn;
 
 /// Batches of fresh images that may wait beside the one in hand.
 const FRESH_BATCHES: usize = 2;
 /// A checkpoint that is due is written this soon even if nothing arrives.
 const CHECKPOINT_LOOK: Duration = Duration::from_secs(1);
+/// How long dead letters under way may take at the end. A guess.
+const LETTERS: Duration = Duration::from_secs(5);
+/// Time between two looks at whether any are left.
+const LETTERS_LOOK: Duration = Duration::from_millis(100);
 
 /// What the learner waited for.
 enum Event {
@@ -83,6 +88,32 @@ impl Learner {
             Event::Written(commit) => self.tell_written(commit?),
             Event::Deadline if self.is_checkpoint_due() => self.checkpoint()?,
             Event::Deadline | Event::Stop => {}
+        }
+        Ok(())
+    }
+
+    /// Lets dead letters that are under way arrive, for at most [`LETTERS`]. They are heard all the while:
+    /// with too many acknowledgements unheard the producer would wait for us, and we for it.
+    ///
+    /// # Errors
+    /// A journal that cannot be written.
+    pub(super) fn await_letters(&mut self) -> Result<()> {
+        let (runtime, began) = (self.runtime.clone(), Instant::now());
+        while self.arrivals.has_letters_under_way() && began.elapsed() < LETTERS {
+            let arrival = self.arrivals.wait(0);
+            let heard =
+                runtime.block_on(async { tokio::time::timeout(LETTERS_LOOK, arrival).await });
+            if let Ok(acknowledged) = heard
+                && let Some(acknowledged) = acknowledged?
+            {
+                self.acknowledge(&acknowledged)?;
+            }
+        }
+        for acknowledged in self.arrivals.acknowledgements() {
+            self.acknowledge(&acknowledged)?;
+        }
+        if self.arrivals.has_letters_under_way() {
+            warn!("dead letters are still unacknowledged; they will be sent again");
         }
         Ok(())
     }

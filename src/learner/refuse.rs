@@ -5,10 +5,11 @@ use tokio::sync::mpsc;
 
 /// Where refused records go.
 pub struct Refuse {
+    /// What the dead-letter topic's broker has acknowledged. It stands first to be dropped first: the
+    /// producer ends only when its thread does, and that waits for room here.
+    pub acknowledged: mpsc::Receiver<Acknowledged>,
     /// The dead-letter topic; without one, refused records are counted and dropped.
     pub letters: Option<DeadLetters>,
-    /// What its broker has acknowledged.
-    pub acknowledged: mpsc::Receiver<Acknowledged>,
 }
 
 impl Refuse {

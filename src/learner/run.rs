@@ -11,11 +11,7 @@ use crate::gate::monitor::Figures;
 use crate::replay::{self, Policy};
 use anyhow::Result;
 use metrics::gauge;
-use std::time::Duration;
 use tracing::info;
-
-/// How long dead letters under way may take at the end.
-const FLUSH: Duration = Duration::from_secs(5);
 
 impl Learner {
     /// A restored encoder serves at once, if it passes the gate.
@@ -175,10 +171,7 @@ impl Learner {
     }
 
     fn finish(mut self) -> Result<Summary> {
-        self.arrivals.flush(FLUSH);
-        for acknowledged in self.arrivals.acknowledgements() {
-            self.acknowledge(&acknowledged)?;
-        }
+        self.await_letters()?;
         if self.publisher.is_behind(self.trainer.progress().steps) && self.is_worth_keeping() {
             self.publish(None)?;
         }

@@ -10,6 +10,7 @@ use crate::source::offsets::NextOffsets;
 use anyhow::{Context, Result, ensure};
 use metrics::histogram;
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tracing::{debug, info};
@@ -197,9 +198,9 @@ pub fn learner_id(dir: &Path) -> Result<String> {
 }
 
 fn make_learner_id(path: &Path) -> Result<String> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&now.as_nanos().to_le_bytes());
+    // The system's randomness: two machines may have the same clock, or none.
+    hasher.update(&RandomState::new().hash_one(0).to_le_bytes());
     hasher.update(&std::process::id().to_le_bytes());
     hasher.update(path.as_os_str().as_encoded_bytes());
     let id = hasher.finalize().to_hex()[..16].to_owned();

@@ -13,7 +13,6 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
-use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{debug, error, warn};
 
@@ -116,11 +115,9 @@ impl DeadLetters {
         }
     }
 
-    /// Waits until everything sent is acknowledged, at most `timeout`.
-    pub fn flush(&self, timeout: Duration) {
-        if let Err(error) = self.producer.flush(timeout) {
-            warn!(%error, "dead letters are still unacknowledged; they will be sent again");
-        }
+    /// Whether any is under way to the broker, or its acknowledgement to us.
+    pub fn are_under_way(&self) -> bool {
+        self.producer.in_flight_count() > 0
     }
 }
 

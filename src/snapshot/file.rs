@@ -99,7 +99,13 @@ impl Encoded {
     pub fn write(&self, dir: &Path, keep: usize, stable: Option<&str>) -> Result<()> {
         let path = path_of(dir, &self.snapshot.version);
         write_atomically(&path, &self.bytes)?;
-        let provenance = serde_json::to_vec_pretty(&self.snapshot.provenance)?;
+        let mut provenance = self.snapshot.provenance.clone();
+        // Of two versions of one step the later is the newer one, even if the clock was set back.
+        let is_twin = |(made, other): &(Made, PathBuf)| made.0 == provenance.step && *other != path;
+        if let Some(((_, before_ms), _)) = dated(dir)?.into_iter().find(is_twin) {
+            provenance.created_ms = provenance.created_ms.max(before_ms + 1);
+        }
+        let provenance = serde_json::to_vec_pretty(&provenance)?;
         write_atomically(&path.with_extension("json"), &provenance)?;
         let is_stable = |path: &Path| path == path_of(dir, stable.unwrap_or_default());
         for (_, old) in list(dir)?.into_iter().skip(keep).filter(|(_, old)| !is_stable(old)) {
@@ -181,6 +187,14 @@ fn read_provenance(path: &Path) -> Result<Provenance> {
 /// # Errors
 /// A folder that cannot be read, or a damaged provenance in it.
 pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    Ok(dated(dir)?.into_iter().map(|((step, _), path)| (step, path)).collect())
+}
+
+/// The step that a version was made at, and the time, milliseconds since the Unix epoch.
+type Made = (u64, i64);
+
+/// Snapshot files of `dir`, newest first.
+fn dated(dir: &Path) -> Result<Vec<(Made, PathBuf)>> {
     let mut snapshots = vec![];
     for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
         let path = entry?.path();
@@ -193,7 +207,7 @@ pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     }
     snapshots.sort();
     snapshots.reverse();
-    Ok(snapshots.into_iter().map(|((step, _), path)| (step, path)).collect())
+    Ok(snapshots)
 }
 
 #[cfg(test)]
@@ -228,6 +242,19 @@ mod tests {
         let image: Vec<f32> = (0..16 * 16 * 3).map(|i| (i % 17) as f32 / 17.0).collect();
         let embed = |snapshot: &Snapshot| snapshot.encoder.embed(image.clone(), 1).unwrap();
         assert_eq!(embed(&read), embed(&new.snapshot));
+    }
+
+    #[test]
+    fn the_later_version_of_a_step_is_the_newer_however_the_clock_jumps() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock_ms = [5000, 100, 5000, 0];
+        for (seed, created_ms) in clock_ms.into_iter().enumerate() {
+            let mut version = encoded(seed as u64, 7);
+            version.snapshot.provenance.created_ms = created_ms;
+            version.write(dir.path(), 10, None).unwrap();
+            let newest = read(dir.path(), &Device::Cpu).unwrap();
+            assert_eq!(newest.version, version.snapshot.version, "at {created_ms}");
+        }
     }
 
     #[test]

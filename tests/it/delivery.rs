@@ -1,8 +1,8 @@
 //! No image lost, none learned twice, whenever the program is killed.
 
 use crate::harness::{
-    Message, Program, brokers, committed, create_topic, png, produce, small_config, unique,
-    wait_for,
+    Message, Program, brokers, committed, create_topic, create_topic_of, number, png, produce,
+    small_config, unique, wait_for,
 };
 use rand::RngExt;
 use selfstream::seed::{self, Purpose};
@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-const PARTITIONS: i32 = 3;
+/// Partitions of a lineage's topic.
+pub(crate) const PARTITIONS: i32 = 3;
 
 /// How often each record of a journal was done in the lineage that survived: what was done after the
 /// checkpoint that a restart began from is void.
@@ -42,11 +43,11 @@ fn journal_len(dir: &Path) -> u64 {
 
 /// How often to kill: few times in a run of all tests, or as SELFSTREAM_KILLS says.
 fn kills(usual: u64) -> u64 {
-    std::env::var("SELFSTREAM_KILLS").map_or(usual, |kills| kills.parse().unwrap())
+    number("SELFSTREAM_KILLS", usual)
 }
 
 /// Image `index`, dealt round-robin to the partitions.
-fn message(index: u64) -> Message {
+pub(crate) fn message(index: u64) -> Message {
     Message {
         partition: (index % PARTITIONS as u64) as i32,
         value: png(index, 10),
@@ -54,35 +55,68 @@ fn message(index: u64) -> Message {
     }
 }
 
+/// How a lineage reaches its topic.
+#[derive(Clone, Copy)]
+pub(crate) struct Way<'a> {
+    /// By which the test does.
+    pub(crate) brokers: &'a str,
+    /// By which the learner does.
+    pub(crate) learner: &'a str,
+    /// Brokers that hold each partition.
+    pub(crate) copies: i32,
+}
+
+impl<'a> Way<'a> {
+    /// A topic on one broker, whose address is the same for all.
+    pub(crate) fn to(brokers: &'a str) -> Self {
+        Self { brokers, learner: brokers, copies: 1 }
+    }
+}
+
 /// A topic, and a learner of it that is killed and started again.
-struct Lineage {
+pub(crate) struct Lineage {
     brokers: String,
-    topic: String,
-    dir: tempfile::TempDir,
+    pub(crate) topic: String,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Lineage {
-    fn new(brokers: &str, name: &str, kafka: &str) -> Self {
+    /// A new topic; `kafka` is added to the section of that name.
+    pub(crate) fn new(way: Way<'_>, name: &str, kafka: &str) -> Self {
         let topic = unique(name);
-        create_topic(brokers, &topic, PARTITIONS);
+        create_topic_of(way.brokers, &topic, PARTITIONS, way.copies);
         let dir = tempfile::tempdir().unwrap();
-        let config = small_config(brokers, &topic, dir.path()) + kafka;
+        let config = small_config(way.learner, &topic, dir.path()) + kafka;
         std::fs::write(dir.path().join("config.toml"), config).unwrap();
-        Self { brokers: brokers.to_owned(), topic, dir }
+        Self { brokers: way.brokers.to_owned(), topic, dir }
     }
 
-    fn start(&self, failpoints: &[(&str, &str)]) -> Program {
+    /// Sends the images of these numbers.
+    pub(crate) fn produce(&self, images: std::ops::Range<u64>) {
+        produce(&self.brokers, &self.topic, images.map(message));
+    }
+
+    pub(crate) fn start(&self, failpoints: &[(&str, &str)]) -> Program {
+        self.start_under(&[], failpoints)
+    }
+
+    pub(crate) fn start_under(&self, command: &[&str], failpoints: &[(&str, &str)]) -> Program {
         let config = self.dir.path().join("config.toml");
         let args = ["run", "--config", config.to_str().unwrap()];
-        Program::start_with(&args, &self.dir.path().join("log"), failpoints)
+        Program::start_under(command, &args, &self.dir.path().join("log"), failpoints)
     }
 
-    fn done(&self) -> BTreeMap<(i32, i64), usize> {
+    /// Length of the journal, bytes.
+    pub(crate) fn journal_len(&self) -> u64 {
+        journal_len(self.dir.path())
+    }
+
+    pub(crate) fn done(&self) -> BTreeMap<(i32, i64), usize> {
         surviving(&self.dir.path().join("journal.jsonl"))
     }
 
     /// Waits until `program` learns after a restart.
-    fn await_learning(&self, program: &mut Program, journal_len_before: u64) {
+    pub(crate) fn await_learning(&self, program: &mut Program, journal_len_before: u64) {
         wait_for("resumed learning", || {
             program.assert_alive();
             // The line of the restart is 40 bytes or a few more.
@@ -90,13 +124,22 @@ impl Lineage {
         });
     }
 
-    /// Lets all `n_records` be done, and checks that each was once.
-    fn finish(&self, n_records: u64) {
-        let mut program = self.start(&[]);
+    /// Waits until so many records are done.
+    pub(crate) fn await_done(&self, program: &mut Program, n_records: u64) {
         wait_for("all records to be done", || {
             program.assert_alive();
             (self.done().len() as u64 == n_records).then_some(())
         });
+    }
+
+    /// Lets all `n_records` be done, and checks that each was once.
+    pub(crate) fn finish(&self, n_records: u64) {
+        self.finish_by(self.start(&[]), n_records);
+    }
+
+    /// The same by a program that runs.
+    pub(crate) fn finish_by(&self, mut program: Program, n_records: u64) {
+        self.await_done(&mut program, n_records);
         assert!(program.terminate().success(), "{}", program.log());
         let times = self.done();
         let doubled: Vec<_> = times.iter().filter(|(_, times)| **times != 1).collect();
@@ -117,7 +160,7 @@ impl Lineage {
 fn kills_at_any_moment_lose_nothing_and_double_nothing() {
     const IMAGES_A_KILL: u64 = 600;
     let Some(brokers) = brokers() else { return };
-    let lineage = Lineage::new(&brokers, "kills", "");
+    let lineage = Lineage::new(Way::to(&brokers), "kills", "");
     let kills = kills(10);
     let mut rng = seed::rng(1, Purpose::Evaluate, &[]);
     let mut done_at_kills = vec![];
@@ -152,7 +195,8 @@ fn death_in_the_middle_of_a_checkpoint_or_commit_loses_nothing() {
     let Some(brokers) = brokers() else { return };
     let letters = unique("deaths-refused");
     create_topic(&brokers, &letters, 1);
-    let lineage = Lineage::new(&brokers, "deaths", &format!("dead_letter_topic = \"{letters}\"\n"));
+    let kafka = format!("dead_letter_topic = \"{letters}\"\n");
+    let lineage = Lineage::new(Way::to(&brokers), "deaths", &kafka);
     let mut rng = seed::rng(2, Purpose::Evaluate, &[]);
     let mut n_records = 0;
     for _ in 0..kills(1) {

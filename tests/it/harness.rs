@@ -47,6 +47,11 @@ pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T
     }
 }
 
+/// The number in `variable`, or `usual`: tests are short unless they are asked to be long.
+pub(crate) fn number(variable: &str, usual: u64) -> u64 {
+    std::env::var(variable).map_or(usual, |number| number.parse().unwrap())
+}
+
 /// A port that was free a moment ago.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -62,6 +67,8 @@ pub(crate) fn unique(name: &str) -> String {
 pub(crate) struct Program {
     child: Child,
     log: PathBuf,
+    /// Length of the log before it began, bytes.
+    log_began: usize,
 }
 
 impl Program {
@@ -72,18 +79,30 @@ impl Program {
 
     /// The same with failpoints, each its name and what it does; they need the feature `failpoints`.
     pub(crate) fn start_with(args: &[&str], log: &Path, failpoints: &[(&str, &str)]) -> Self {
+        Self::start_under(&[], args, log, failpoints)
+    }
+
+    /// The same by a command that becomes the program, given its path and arguments.
+    pub(crate) fn start_under(
+        command: &[&str],
+        args: &[&str],
+        log: &Path,
+        failpoints: &[(&str, &str)],
+    ) -> Self {
         let failpoints: Vec<_> =
             failpoints.iter().map(|(name, action)| format!("{name}={action}")).collect();
         let file = File::options().create(true).append(true).open(log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_selfstream"))
-            .args(args)
+        let log_began = file.metadata().unwrap().len() as usize;
+        let command = [command, &[env!("CARGO_BIN_EXE_selfstream")], args].concat();
+        let child = Command::new(command[0])
+            .args(&command[1..])
             .env("FAILPOINTS", failpoints.join(";"))
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)
             .spawn()
             .unwrap();
-        Self { child, log: log.to_owned() }
+        Self { child, log: log.to_owned(), log_began }
     }
 
     /// Its process id.
@@ -124,10 +143,31 @@ impl Program {
         text
     }
 
+    /// Waits until it has written `text`.
+    pub(crate) fn await_log(&mut self, text: &str) {
+        wait_for(text, || {
+            let said = self.log()[self.log_began..].contains(text);
+            // Last words count.
+            if !said {
+                self.assert_alive();
+            }
+            said.then_some(())
+        });
+    }
+
+    /// The memory that it has resident, in KiB.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        self.status_kib("VmRSS:")
+    }
+
     /// The most memory it has ever had resident, in KiB.
     pub(crate) fn peak_memory_kib(&self) -> u64 {
+        self.status_kib("VmHWM:")
+    }
+
+    fn status_kib(&self, key: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
         line.trim().trim_end_matches(" kB").trim().parse().unwrap()
     }
 }
@@ -142,9 +182,14 @@ impl Drop for Program {
 
 /// Makes a topic.
 pub(crate) fn create_topic(brokers: &str, topic: &str, partitions: i32) {
+    create_topic_of(brokers, topic, partitions, 1);
+}
+
+/// Makes a topic with each partition on so many brokers.
+pub(crate) fn create_topic_of(brokers: &str, topic: &str, partitions: i32, copies: i32) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
-    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(copies));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let made = runtime.block_on(admin.create_topics([&new], &AdminOptions::new())).unwrap();
     made.into_iter().next().unwrap().unwrap();
@@ -174,10 +219,10 @@ pub(crate) fn produce(brokers: &str, topic: &str, messages: impl IntoIterator<It
             BaseRecord::to(topic).partition(partition).payload(&value[..]).headers(headers);
         while let Err((_, same)) = producer.send(record) {
             record = same;
-            producer.flush(Duration::from_secs(60)).unwrap();
+            producer.flush(PATIENCE).unwrap();
         }
     }
-    producer.flush(Duration::from_secs(60)).unwrap();
+    producer.flush(PATIENCE).unwrap();
 }
 
 /// A consumer that belongs to no group, at the beginning of every partition of `topic`.

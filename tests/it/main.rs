@@ -6,13 +6,21 @@
 
 // `cfg(test)` marks the helpers as tests too, where clippy.toml allows unwrap.
 #[cfg(test)]
+mod brokers;
+#[cfg(test)]
+mod cluster;
+#[cfg(test)]
 mod command_line;
+#[cfg(all(test, feature = "failpoints"))]
+mod decoders;
 #[cfg(test)]
 mod delivery;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
 mod deterministic;
+#[cfg(test)]
+mod disk;
 #[cfg(test)]
 mod events;
 #[cfg(test)]
@@ -25,9 +33,15 @@ mod http;
 mod kafka;
 #[cfg(test)]
 mod learning;
+#[cfg(test)]
+mod pace;
+#[cfg(test)]
+mod proxy;
 #[cfg(all(test, feature = "failpoints"))]
 mod recovery;
 #[cfg(test)]
 mod refusals;
+#[cfg(test)]
+mod termination;
 #[cfg(test)]
 mod tidy;

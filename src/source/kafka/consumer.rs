@@ -1,14 +1,15 @@
 //! The poll loop. It never stops polling for long, so a step of any length loses no assignment.
 
 use super::client::{Fatal, client_config, is_held_by_another};
-use super::context::{Context, RateLimit, commit_offsets};
+use super::context::{Context, RateLimit};
+use super::leave::{commit_now, leave};
 use super::pace::Pace;
 use super::{Config, Lag, headers};
 use crate::source::offsets::Partition;
 use crate::source::{Commit, Downstream, Link, Offer, Origin, Record, Told};
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use std::collections::HashSet;
@@ -45,7 +46,7 @@ pub(super) fn run(config: &Config, lag: Lag, mut link: Link) -> Result<()> {
 }
 
 fn read(config: &Config, lag: Lag, link: &mut Link) -> Result<()> {
-    let Link { records, learner, told, stop, .. } = link;
+    let Link { records, learner, told, stop, runtime } = link;
     let context = Context {
         learner: learner.clone(),
         stop: stop.clone(),
@@ -77,20 +78,14 @@ fn read(config: &Config, lag: Lag, link: &mut Link) -> Result<()> {
                 if let Some(record) = reader.record(&message)
                     && !reader.hand_on(record, &mut **records, told, stop)?
                 {
-                    break;
+                    // The learner has ended, or a decoder has died: then the learner would wait for ever.
+                    stop.cancel();
                 }
             }
         }
     }
-    reader.finish(link)
-}
-
-fn commit_now(consumer: &BaseConsumer<Context>, mut commit: Commit, mode: CommitMode) {
-    // What was given up after this was told has been committed since, or is another's.
-    commit.offsets.retain(|partition, _| consumer.context().generation(partition).is_some());
-    if let Err(error) = commit_offsets(consumer, &commit, mode) {
-        warn!(%error, checkpoint = commit.checkpoint_id, "commit failed; the next one follows");
-    }
+    let last = reader.await_learner(told)?;
+    leave(consumer, last, runtime)
 }
 
 struct Reader<'a> {
@@ -116,7 +111,7 @@ impl Reader<'_> {
             self.begin_again()?;
         }
         if let Some(commit) = newest {
-            commit_now(self.consumer, commit, CommitMode::Async);
+            commit_now(self.consumer, commit);
         }
         Ok(())
     }
@@ -238,9 +233,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Keeps the membership until the learner has ended, then commits its last checkpoint.
-    fn finish(&self, link: &mut Link) -> Result<()> {
-        let told = &mut link.told;
+    /// Keeps the membership until the learner has ended; returns what is to be committed last.
+    fn await_learner(&self, told: &mut mpsc::Receiver<Told>) -> Result<Option<Commit>> {
         let assigned = self.consumer.assignment().context("assignment")?;
         self.consumer.pause(&assigned).context("pausing")?;
         let mut last: Option<Commit> = None;
@@ -248,7 +242,7 @@ impl Reader<'_> {
             match told.try_recv() {
                 Ok(Told::Written(commit)) => last = Some(commit),
                 Ok(Told::WentBack) => last = None,
-                Err(mpsc::error::TryRecvError::Disconnected) => break,
+                Err(mpsc::error::TryRecvError::Disconnected) => return Ok(last),
                 Err(mpsc::error::TryRecvError::Empty) => {
                     if let Some(Err(error)) = self.consumer.poll(POLL) {
                         self.on_error(&error)?;
@@ -256,11 +250,5 @@ impl Reader<'_> {
                 }
             }
         }
-        if let Some(commit) = last {
-            let checkpoint = commit.checkpoint_id.clone();
-            commit_now(self.consumer, commit, CommitMode::Sync);
-            info!(checkpoint, "committed");
-        }
-        Ok(())
     }
 }

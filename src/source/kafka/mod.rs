@@ -4,6 +4,7 @@ mod client;
 mod consumer;
 mod context;
 pub mod headers;
+mod leave;
 mod pace;
 mod start;
 

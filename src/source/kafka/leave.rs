@@ -1,0 +1,51 @@
+//! The end of reading: the last commit, and leaving the group.
+
+use super::context::{Context, commit_offsets};
+use crate::source::Commit;
+use anyhow::{Context as _, Result};
+use rdkafka::consumer::{BaseConsumer, CommitMode};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+/// Longest wait for the broker's word on the last commit and on our leaving. Where it cannot be reached
+/// librdkafka waits for a session timeout, 45 s, which is longer than supervisors do. A guess, below the
+/// 30 s that Kubernetes gives.
+const LEAVE: Duration = Duration::from_secs(10);
+
+/// Commits `last` and closes the consumer, which waits for the commit's answer.
+///
+/// # Errors
+/// No thread is to be had.
+pub(super) fn leave(
+    consumer: BaseConsumer<Context>,
+    last: Option<Commit>,
+    runtime: &Handle,
+) -> Result<()> {
+    if let Some(commit) = last {
+        commit_now(&consumer, commit);
+    }
+    let (left, has_left) = oneshot::channel();
+    let close = move || {
+        drop(consumer);
+        // Whoever has waited for too long does not hear it.
+        let _ = left.send(());
+    };
+    std::thread::Builder::new().name("leave".to_owned()).spawn(close).context("leaving")?;
+    match runtime.block_on(async { tokio::time::timeout(LEAVE, has_left).await }) {
+        Ok(_) => info!("left the group"),
+        // Our checkpoint holds the offsets, and is the authority when we come back.
+        Err(_) => warn!("the broker did not answer: ending without its word on the last commit"),
+    }
+    Ok(())
+}
+
+/// Sends a commit; its answer is heard by the consumer's context.
+pub(super) fn commit_now(consumer: &BaseConsumer<Context>, mut commit: Commit) {
+    // What was given up after this was told has been committed since, or is another's.
+    commit.offsets.retain(|partition, _| consumer.context().generation(partition).is_some());
+    if let Err(error) = commit_offsets(consumer, &commit, CommitMode::Async) {
+        warn!(%error, checkpoint = commit.checkpoint_id, "commit failed; the next one follows");
+    }
+}
