@@ -488,8 +488,8 @@ mod tests {
     #[test]
     fn an_encoder_of_a_grid_wants_its_side() {
         let text = "encoder.architecture = \"vit-small-patch16-grid14\"\ninput.side_px";
-        let message = message(&format!("{text} = 96"));
-        assert!(message.contains("input.side_px = 96") && message.contains("224"), "{message}");
+        let refused = message(&format!("{text} = 96"));
+        assert!(refused.contains("input.side_px = 96") && refused.contains("224"), "{refused}");
         Config::parse(&format!("{text} = 224")).unwrap();
         let message = message(&format!("{text} = 224\naugment.side_px = 112"));
         assert!(message.contains("augment.side_px = 112") && message.contains("224"), "{message}");
