@@ -6,6 +6,8 @@
 
 // `cfg(test)` marks the helpers as tests too, where clippy.toml allows unwrap.
 #[cfg(test)]
+mod claims;
+#[cfg(test)]
 mod command_line;
 #[cfg(test)]
 mod delivery;
