@@ -9,8 +9,8 @@ pub use preset::Preset;
 
 use crate::setting::{Invalid, within};
 use crate::{
-    augment, batch, checkpoint, decode, device, drift, encoder, evaluate, gate, learner, objective,
-    replay, server, snapshot, source,
+    augment, batch, checkpoint, claim, decode, device, drift, encoder, evaluate, gate, learner,
+    objective, replay, server, snapshot, source,
 };
 use figment::Figment;
 use figment::error::Kind;
@@ -38,6 +38,8 @@ pub struct Config {
     pub kafka: source::kafka::Config,
     /// The folder source.
     pub folder: source::folder::Config,
+    /// Where claim checks may lead.
+    pub claims: claim::Config,
     /// Which images are taken.
     pub image: decode::Config,
     /// What the encoder sees.
@@ -235,6 +237,7 @@ impl Config {
             source::Kind::Folder => self.folder.validate()?,
         }
         self.image.validate()?;
+        self.claims.validate(self.image.max_bytes)?;
         self.input.validate()?;
         self.augment.validate()?;
         self.batch.validate()?;
@@ -281,9 +284,10 @@ fn explain(layers: &Figment, error: &figment::Error) -> Error {
 
 const DURATION: &str = "a duration, such as \"500ms\", \"20s\" or \"5m\"";
 /// What is allowed under keys whose text is read by a parser that does not say.
-const HINTS: [(&str, &str); 10] = [
+const HINTS: [(&str, &str); 11] = [
     ("learner.near_duplicates", learner::NEAR_DUPLICATES),
     ("server.listen", "an address and a port, such as \"127.0.0.1:8080\""),
+    ("claims.timeout", DURATION),
     ("batch.max_wait", DURATION),
     ("schedule.end_after", DURATION),
     ("snapshot.every", DURATION),
@@ -359,6 +363,11 @@ mod tests {
             ("image.max_pixels", "0", "from 1"),
             ("image.min_side_px", "0", "at least 1"),
             ("image.working_side_px", "2", "from image.min_side_px"),
+            ("claims.prefixes", "[\"ftp://host/\"]", "file:///FOLDER/"),
+            ("claims.max_bytes", "16777217", "from 1 to image.max_bytes, 16777216"),
+            ("claims.timeout", "\"1ms\"", "from 100ms to 1h"),
+            ("claims.retries", "101", "from 0 to 100"),
+            ("claims.concurrency", "1", "from 2 to 1024"),
             ("input.side_px", "4", "from 8 to 1024"),
             ("augment.jitter_strength", "-1.0", "from 0 to 2.5"),
             ("augment.crop_area", "[0.9, 0.1]", "1"),

@@ -2,11 +2,11 @@
 //! newest one answers embedding queries over HTTP while it learns.
 //!
 //! ```text
-//! source -> decode -> augment -> batch -> learner -> gate -> snapshot -> server
-//!    ^         | refused          ^ replay   |
-//!    |         v                  |__________|
-//!    |     sink: dead letters                |
-//!    '------------- checkpoint --------------'
+//! source -> claim -> decode -> augment -> batch -> learner -> gate -> snapshot -> server
+//!    ^                  | refused          ^ replay   |
+//!    |                  v                  |__________|
+//!    |              sink: dead letters                |
+//!    '----------------- checkpoint -------------------'
 //! ```
 //!
 //! Modules stand in that order; each imports from those before it. In shapes, N is images, V views
@@ -19,6 +19,7 @@ pub mod setting;
 pub mod events;
 
 pub mod source;
+pub mod claim;
 pub mod decode;
 pub mod augment;
 pub mod replay;

@@ -69,6 +69,12 @@ pub const TABLE: &[Metric] = &[
     counter("selfstream_received_records_total", Unit::Count, "Records received from the source"),
     counter("selfstream_learned_images_total", Unit::Count, "Images learned for the first time"),
     counter("selfstream_refused_records_total", Unit::Count, "Records refused, by reason"),
+    histogram(
+        "selfstream_claim_seconds",
+        SECONDS,
+        Unit::Seconds,
+        "Time to fetch what a claim check names, or to fail",
+    ),
     gauge("selfstream_in_flight_records", Unit::Count, "Records received and not done"),
     counter("selfstream_steps_total", Unit::Count, "Optimiser steps"),
     histogram("selfstream_step_seconds", SECONDS, Unit::Seconds, "Time of a training step"),

@@ -3,6 +3,7 @@
 mod learner;
 
 use crate::augment::Preprocess;
+use crate::claim;
 use crate::config::Config;
 use crate::decode;
 use crate::decode::pool::{Pool, Size, Workers};
@@ -74,6 +75,8 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
     let queue_items = NonZeroUsize::new(queue).unwrap_or(NonZeroUsize::MIN);
     let size = Size { threads, queue_items };
     let decoders = Pool::decoding(config.image.clone(), size).context("starting the decoders")?;
+    let (claims, max_bytes) = (&config.claims, config.image.max_bytes);
+    let records = claim::start(claims, max_bytes, decoders.intake, runtime.clone())?;
     let (learner_link, controls) = LearnerLink::new();
     let (told, news) = mpsc::channel(NEWS);
 
@@ -90,13 +93,7 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
         runtime: runtime.clone(),
     };
     let learner = learner::start(config, limits, inputs)?;
-    let link = Link {
-        records: Box::new(decoders.intake),
-        learner: learner_link,
-        told: news,
-        stop: stop.clone(),
-        runtime,
-    };
+    let link = Link { records, learner: learner_link, told: news, stop: stop.clone(), runtime };
     let source = start_source(source, link, stop.clone())?;
     let decoders = decoders.workers;
     Ok(Running { registry, vitals, lag, events, stop, event_topic, source, decoders, learner })

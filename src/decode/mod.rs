@@ -29,6 +29,7 @@ mod fixtures;
 pub use config::{Config, Enough};
 pub use refusal::{Cause, Refusal};
 
+use crate::claim::{Arrival, Image};
 use crate::fault;
 use crate::source::Record;
 use image::metadata::Orientation;
@@ -50,16 +51,27 @@ pub struct Pixels {
 /// A record and what became of its bytes.
 #[derive(Debug)]
 pub struct Decoded {
-    /// The record as it came.
+    /// The record as it came; but if a claim check's image was decoded, `bytes` are the image's.
     pub record: Record,
     /// Its image, or why there is none.
     pub outcome: Result<Pixels, Refusal>,
 }
 
 impl Decoded {
-    /// Decodes `record` by its bytes and its `content-type` header.
-    pub fn new(record: Record, config: &Config) -> Self {
-        let outcome = decode(&record.bytes, record.header("content-type"), config);
+    /// Decodes a record by its bytes and its `content-type` header, or what was fetched for it.
+    pub fn new(Arrival { mut record, image }: Arrival, config: &Config) -> Self {
+        let outcome = match image {
+            Image::Inline => decode(&record.bytes, record.header("content-type"), config),
+            Image::Missing(unfetched) => Err(unfetched.into()),
+            Image::Fetched(bytes) => {
+                // The header is the claim check's, and what stores say they often guess from names.
+                let outcome = decode(&bytes, None, config);
+                if outcome.is_ok() {
+                    record.bytes = bytes;
+                }
+                outcome
+            }
+        };
         Self { record, outcome }
     }
 }
@@ -118,6 +130,7 @@ fn turn(pixels: Pixels, orientation: Orientation) -> Pixels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claim::{Flaw, Unfetched};
     use fixtures::{every_format, stored};
     use image::{ImageBuffer, ImageFormat, Luma, LumaA, Rgba};
     use proptest::{prelude::*, test_runner::TestRunner};
@@ -350,6 +363,40 @@ mod tests {
         // A format the `image` crate knows and this crate is built without.
         let qoi = b"qoif\0\0\0\x10\0\0\0\x10\x03\0";
         assert_eq!(decode(qoi, None, &Config::default()).unwrap_err().reason(), "unsupported");
+    }
+
+    /// Of what was fetched, the image goes on and the claim check comes back: dead letters hold what came.
+    #[test]
+    fn a_fetched_image_replaces_its_claim_check_once_it_is_decoded() {
+        let png = bytes::Bytes::from(fixtures::png(&fixtures::picture()));
+        let record = Record {
+            origin: crate::source::Origin { topic: "images".into(), partition: 0, offset: 0 },
+            generation: 1,
+            is_skipped: false,
+            bytes: "file:///a.png".into(),
+            timestamp_ms: None,
+            key: None,
+            headers: vec![("content-type".to_owned(), Some("text/uri-list".into()))],
+        };
+        let decoded = |image| {
+            let arrival = Arrival { record: record.clone(), image };
+            Decoded::new(arrival, &Config::default())
+        };
+        let good = decoded(Image::Fetched(png.clone()));
+        assert_eq!((good.outcome.unwrap(), good.record.bytes), (fixtures::picture(), png.clone()));
+        let missing = Image::Missing(Unfetched::Malformed(Flaw::NoUri));
+        for (image, reason) in [
+            (Image::Fetched(png.slice(..40)), "damaged"),
+            (Image::Fetched("<html>".into()), "unknown_format"),
+            (Image::Fetched("".into()), "empty"),
+            (missing, "claim_malformed"),
+            // Nobody fetched it: it is no image.
+            (Image::Inline, "content_type"),
+        ] {
+            let bad = decoded(image);
+            assert_eq!(bad.outcome.unwrap_err().reason(), reason);
+            assert_eq!(bad.record.bytes, "file:///a.png", "{reason}");
+        }
     }
 
     #[test]

@@ -17,8 +17,9 @@
 //! item at hand, and sending fails with [`Rejected::Closed`].
 
 use super::{Config, Decoded, park};
+use crate::claim::Arrival;
 use crate::fault;
-use crate::source::{Downstream, Offer, Record};
+use crate::source::{Downstream, Offer};
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -46,12 +47,12 @@ pub struct Pool<T, U> {
     pub workers: Workers,
 }
 
-impl Pool<Record, Decoded> {
+impl Pool<Arrival, Decoded> {
     /// Starts a pool that decodes records. Fails if the system has no more threads.
     pub fn decoding(config: Config, size: Size) -> io::Result<Self> {
-        Self::start("decode", size, move |record| {
+        Self::start("decode", size, move |arrival| {
             fault::panic_at("decode_thread");
-            Decoded::new(record, &config)
+            Decoded::new(arrival, &config)
         })
     }
 }
@@ -177,11 +178,11 @@ impl<T> Intake<T> {
     }
 }
 
-impl Downstream for Intake<Record> {
-    fn offer(&mut self, record: Record, wait: Duration) -> Offer {
-        match self.send_within(record, wait) {
+impl Downstream<Arrival> for Intake<Arrival> {
+    fn offer(&mut self, arrival: Arrival, wait: Duration) -> Offer<Arrival> {
+        match self.send_within(arrival, wait) {
             Ok(()) => Offer::Taken,
-            Err(Rejected::Full(record)) => Offer::Full(record),
+            Err(Rejected::Full(arrival)) => Offer::Full(arrival),
             Err(Rejected::Closed(_)) => Offer::Closed,
         }
     }
@@ -266,7 +267,7 @@ impl Workers {
 mod tests {
     use super::super::fixtures;
     use super::*;
-    use crate::source::Origin;
+    use crate::source::{Origin, Record};
     use proptest::prelude::*;
     use std::sync::mpsc as std_mpsc;
 
@@ -428,7 +429,7 @@ mod tests {
                     key: None,
                     headers: vec![("Content-Type".to_owned(), Some("image/png".into()))],
                 };
-                pool.intake.send(record).unwrap();
+                pool.intake.send(record.into()).unwrap();
             }
         });
         for offset in 0..n_records {

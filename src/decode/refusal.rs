@@ -1,5 +1,6 @@
 //! Why a record's bytes did not become an image.
 
+use crate::claim::Unfetched;
 use image::{ImageError, ImageFormat, error::LimitErrorKind};
 use std::error::Error;
 
@@ -83,6 +84,9 @@ pub enum Refusal {
         #[source]
         source: Cause,
     },
+    /// A claim check whose image could not be had.
+    #[error(transparent)]
+    Claim(#[from] Unfetched),
     /// A defect in a decoder, kept from stopping the stream.
     #[error("the decoder panicked: {message}")]
     Panicked {
@@ -92,7 +96,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Every value of [`Self::reason`].
+    /// Every value of [`Self::reason`] but those of [`Unfetched`].
     pub const REASONS: [&'static str; 10] = [
         "empty",
         "too_many_bytes",
@@ -106,7 +110,7 @@ impl Refusal {
         "panicked",
     ];
 
-    /// The kind of refusal as a metric's label, one of [`Self::REASONS`].
+    /// The kind of refusal as a metric's label, one of [`Self::REASONS`] or [`Unfetched::REASONS`].
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Empty => "empty",
@@ -118,6 +122,7 @@ impl Refusal {
             Self::UnknownFormat { .. } => "unknown_format",
             Self::Unsupported { .. } => "unsupported",
             Self::Damaged { .. } => "damaged",
+            Self::Claim(unfetched) => unfetched.reason(),
             Self::Panicked { .. } => "panicked",
         }
     }

@@ -69,19 +69,19 @@ pub struct Link {
     pub runtime: Handle,
 }
 
-/// The next stage, as a source sees it.
-pub trait Downstream: Send {
+/// The next stage, as a source sees it, or a stage that hands on what it makes of records.
+pub trait Downstream<T = Record>: Send {
     /// Offers a record, waiting at most `wait` for space.
-    fn offer(&mut self, record: Record, wait: Duration) -> Offer;
+    fn offer(&mut self, record: T, wait: Duration) -> Offer<T>;
 }
 
 /// What became of a record.
 #[derive(Debug)]
-pub enum Offer {
+pub enum Offer<T = Record> {
     /// It was taken.
     Taken,
     /// There was no space in time; here it is again.
-    Full(Record),
+    Full(T),
     /// The next stage has ended.
     Closed,
 }
@@ -208,7 +208,7 @@ pub struct Record {
     pub generation: u64,
     /// Whether the pace passes over it: then it is a place in the stream and nothing else.
     pub is_skipped: bool,
-    /// The image's bytes.
+    /// The image's bytes, or a claim check that says where they are.
     pub bytes: Bytes,
     /// Broker timestamp, milliseconds since the Unix epoch.
     pub timestamp_ms: Option<i64>,

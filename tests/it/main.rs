@@ -8,6 +8,8 @@
 #[cfg(test)]
 mod brokers;
 #[cfg(test)]
+mod claims;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod command_line;

@@ -51,6 +51,7 @@ fn what_is_computed_does_no_io() {
 fn stages_import_only_from_stages_before_them() {
     let stages = [
         "source",
+        "claim",
         "decode",
         "augment",
         "replay",
