@@ -55,8 +55,8 @@ impl Default for Config {
             threshold: 7.0,
             repin_after: Duration::from_secs(600),
             loss_warning: false,
-            // For rises of one standard deviation and more, told within 50 steps, and no false word where
-            // losses are independent: see docs/RELIABILITY.md.
+            // For rises of one standard deviation and more: that one is told after some 50 steps. How often
+            // it speaks where nothing rises, see docs/RELIABILITY.md.
             loss_delta: 0.5,
             loss_threshold: 25.0,
         }

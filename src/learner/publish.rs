@@ -185,8 +185,8 @@ impl Publisher {
         }
     }
 
-    /// Takes the ranks of the next candidates for usual.
-    pub(super) fn forget_usual_ranks(&mut self) {
+    /// Takes ranks and accuracies of the next candidates for usual.
+    pub(super) fn forget_usual(&mut self) {
         self.gate.forget();
     }
 

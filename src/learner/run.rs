@@ -32,7 +32,7 @@ impl Learner {
         let done = Done { images_learned: learned, changes: self.on_drift.changes() };
         let has_passed = self.publisher.publish(&self.trainer, done, probe, monitors)?;
         if self.health.judged(step, has_passed) {
-            self.publisher.forget_usual_ranks();
+            self.publisher.forget_usual();
         }
         Ok(())
     }
