@@ -5,7 +5,6 @@ mod learner;
 use crate::augment::Preprocess;
 use crate::claim;
 use crate::config::Config;
-use crate::decode;
 use crate::decode::pool::{Pool, Size, Workers};
 use crate::drift::Drift;
 use crate::evaluate::prequential::Prequential;

@@ -291,6 +291,7 @@ mod tests {
             gate: gate::Memory::default(),
             rollbacks: Rollbacks { count: 1, until_step: 500 },
             changes: 2,
+            usual_loss: UsualLoss { n_losses: 9, mean: 4.5, variance: 0.25, above: 1.0 },
         }
     }
 
@@ -424,7 +425,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let names = ["000000000012-0123456789abcdef.tmp", "learner-id.tmp", "12-notes.txt"];
         names.iter().for_each(|name| fs::write(dir.path().join(name), "half").unwrap());
-        assert!(open(dir.path()).load_newest().unwrap().is_none());
+        assert!(newest(dir.path()).unwrap().is_none());
         let left = names.map(|name| dir.path().join(name).exists());
         assert_eq!(left, [false, true, true], "of {names:?}");
     }
@@ -441,11 +442,12 @@ mod tests {
         let (id, path) = file::write(dir.path(), &next, &arrays(2.0)).unwrap();
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        let error = format!("{:#}", checkpoints.save(&next, &arrays(2.0)).unwrap_err());
+        let unwritten = Unwritten { manifest: next, arrays: arrays(2.0), segment: None };
+        let error = format!("{:#}", checkpoints.0.write(&unwritten).unwrap_err());
         assert!(error.contains(&id), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before + 1, "but for that folder");
         fs::remove_dir(&path).unwrap();
-        assert_eq!(open(dir.path()).load_newest().unwrap().unwrap().checkpoint.manifest.step, 1);
+        assert_eq!(newest(dir.path()).unwrap().unwrap().checkpoint.manifest.step, 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::context::{Context, commit_offsets};
 use crate::source::Commit;
 use anyhow::{Context as _, Result};
-use rdkafka::consumer::{BaseConsumer, CommitMode};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;

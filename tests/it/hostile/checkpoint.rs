@@ -26,7 +26,7 @@ pub(crate) fn check(input: &[u8]) -> bool {
     fs::write(dir.path().join("000000000000.images"), segment).expect("a file can be written");
 
     let config = Config { dir: dir.path().to_owned(), ..Config::default() };
-    let mut checkpoints = Checkpoints::open(&config).expect("the folder is there");
+    let (mut checkpoints, _) = Checkpoints::open(&config).expect("the folder is there");
     match checkpoints.load_newest() {
         Ok(restored) => {
             hold(restored.expect("a folder with a checkpoint has a newest one"));

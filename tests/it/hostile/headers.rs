@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use rdkafka::message::{Header, OwnedHeaders};
+use selfstream::claim::{Arrival, Image};
 use selfstream::decode::{Config, Decoded};
 use selfstream::source::kafka::headers::copied;
 use selfstream::source::{Origin, Record};
@@ -39,7 +40,7 @@ pub(crate) fn check(input: &[u8]) -> bool {
     let denies = first(&expected, "content-type").is_some_and(denies_image);
     let config = Config { max_pixels: 1 << 20, ..Config::default() };
     let is_empty = record.bytes.is_empty();
-    let outcome = Decoded::new(record, &config).outcome;
+    let outcome = Decoded::new(Arrival { record, image: Image::Inline }, &config).outcome;
     let reason = outcome.as_ref().err().map(|refusal| refusal.reason());
     if is_empty {
         assert_eq!(reason, Some("empty"));
