@@ -42,8 +42,6 @@ def sweep(name, protocol="A", **sections):
 
 
 OBJECTIVES = ["simclr", "moco", "moco-v3", "byol", "sigmoid", "rotation", "instance", "vicreg", "emp"]
-# Many crops of few images.
-BATCHES = {"emp": {"batch": {"images": 16}}}
 VIT = {"encoder": {"architecture": "vit-tiny-patch4"},
        "learner.optimizer": {"kind": "adamw"}}
 VIT_RATE = {"learning_rate": 0.001, "warmup_steps": 50}
@@ -51,7 +49,7 @@ VIT_RATE = {"learning_rate": 0.001, "warmup_steps": 50}
 ROWS = [
     # Protocol A beside PyTorch, at equal wall-clock.
     headline("A simclr", beside=("--floors", "--supervised", "600"), **objective("simclr")),
-    *(headline(f"A {kind}", **objective(kind), **BATCHES.get(kind, {})) for kind in OBJECTIVES[1:]),
+    *(headline(f"A {kind}", **objective(kind)) for kind in OBJECTIVES[1:]),
     *(Row(f"A {method} of PyTorch", "A", 600, {"method": method}, side="pytorch")
       for method in ["simclr", "moco", "byol"]),
     Row("A simclr, no declared end", "A", 600, {"input": {"side_px": 32}}),
@@ -65,7 +63,7 @@ ROWS = [
     headline("D bursts", "D"),
     headline("E dirty", "E"),
     # Sweeps: what the defaults were chosen by, on held-out training images.
-    *(sweep(f"sweep {kind}", **objective(kind), **BATCHES.get(kind, {})) for kind in OBJECTIVES),
+    *(sweep(f"sweep {kind}", **objective(kind)) for kind in OBJECTIVES),
     *(sweep(f"sweep simclr, views of {share} of the side", augment={"side_share": share})
       for share in [0.625, 0.75, 1.0]),
     *(sweep(f"sweep simclr, rate {rate}",
