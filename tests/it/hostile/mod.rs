@@ -21,8 +21,11 @@ use std::path::{Path, PathBuf};
 
 const REGRESSIONS: &str = "fuzz/regressions";
 
+/// Holds an input to a law; says whether it was taken.
+type Law = fn(&[u8]) -> bool;
+
 /// The law of each target.
-const LAWS: [(&str, fn(&[u8]) -> bool); 5] = [
+const LAWS: [(&str, Law); 5] = [
     ("checkpoint", checkpoint::check),
     ("config", config::check),
     ("headers", headers::check),
