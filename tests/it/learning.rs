@@ -10,7 +10,7 @@ fn a_minute_of_cifar_learns() {
     let config = dir.path().join("config.toml");
     let text = format!(
         "source.kind = \"folder\"\nfolder.path = \"{images}/cifar10-train-20k.tar.xz\"\n\
-         folder.shuffle_seed = 1\ninput.side_px = 16\nserver.listen = \"127.0.0.1:0\"\n\
+         folder.shuffle_seed = 1\nserver.listen = \"127.0.0.1:0\"\n\
          checkpoint.dir = \"{dir}/checkpoints\"\nsnapshot.dir = \"{dir}/snapshots\"\n\
          learner.schedule.end_steps = 150",
         images = images.display(),
