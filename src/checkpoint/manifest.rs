@@ -94,6 +94,13 @@ pub struct Counts {
     pub skipped: u64,
 }
 
+impl Counts {
+    /// Records done, in whichever way.
+    pub fn done(&self) -> u64 {
+        self.learned + self.refused + self.skipped
+    }
+}
+
 /// Where a partition goes on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartitionOffset {

@@ -245,7 +245,7 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
             paths.push(path);
         }
     }
-    // Names begin with the step, in digits of one width.
+    // Names begin with the step and with what is done, in digits of one width.
     paths.sort();
     paths.reverse();
     Ok(paths)
@@ -418,6 +418,21 @@ mod tests {
         assert_eq!(known.len(), segment_files(dir.path()));
         let restored = newest(dir.path()).unwrap().unwrap();
         assert_eq!(restored.entries.len() + restored.pending.len(), entries.len());
+    }
+
+    /// While records are refused the step stays, and what is done grows.
+    #[test]
+    fn of_two_checkpoints_of_one_step_the_later_is_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut checkpoints = open(dir.path());
+        for refused in 0..12 {
+            let counts = Counts { refused, ..Counts::default() };
+            let manifest = Manifest { counts, ..manifest(3, &[], 0) };
+            let unwritten = Unwritten { manifest, arrays: arrays(1.0), segment: None };
+            checkpoints.0.write(&unwritten).unwrap();
+            let found = newest(dir.path()).unwrap().unwrap().checkpoint.manifest;
+            assert_eq!(found.counts, counts);
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Journal {
     /// # Errors
     /// Whatever the file system reports.
     pub(super) fn restored(&mut self, step: u64, counts: Counts) -> Result<()> {
-        let done = counts.learned + counts.refused + counts.skipped;
+        let done = counts.done();
         self.write(&json!({ "restored_step": step, "restored_done": done }))
     }
 

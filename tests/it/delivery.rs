@@ -151,7 +151,7 @@ impl Lineage {
             }
         }
         let committed = committed(&self.brokers, &self.topic, &self.topic, PARTITIONS);
-        assert_eq!(committed, [expected; PARTITIONS as usize]);
+        assert_eq!(committed, [expected; PARTITIONS as usize], "{}", program.log());
     }
 }
 

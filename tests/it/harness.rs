@@ -283,6 +283,7 @@ pub(crate) fn small_config(brokers: &str, topic: &str, dir: &Path) -> String {
         checkpoint.every = "200ms"
         snapshot.every_steps = 20
         gate.min_spread = 0.0
+        gate.min_rank_share = 0.0
         server.listen = "127.0.0.1:{port}"
         [kafka]
         brokers = "{brokers}"

@@ -27,6 +27,7 @@ fn a_rate_a_hundred_times_too_high_is_undone() {
     let config = dir.path().join("config.toml");
     let text = small_config(&brokers, &topic, dir.path()) + "[snapshot]\ndir = \"";
     let text = text.replace("snapshot.every_steps = 20", "learner.recovery.max_loss_jump = 5.0");
+    let text = text.replace("gate.min_rank_share = 0.0", "gate.min_rank_share = 0.5");
     let text = text + dir.path().to_str().unwrap() + "/snapshots\"\nevery_steps = 10\n";
     std::fs::write(&config, &text).unwrap();
     let address = text.split("listen = \"").nth(1).unwrap().split('"').next().unwrap();

@@ -223,7 +223,9 @@ impl Reader<'_> {
     /// Reads each partition on from where the learner says.
     fn begin_again(&self) -> Result<()> {
         let assigned = self.consumer.assignment().context("assignment")?;
-        self.consumer.context().place(self.consumer, &assigned);
+        if !self.consumer.context().place(self.consumer, &assigned) {
+            return Ok(());
+        }
         let places = assigned.to_topic_map();
         for ((topic, partition), offset) in &places {
             self.consumer

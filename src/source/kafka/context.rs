@@ -43,10 +43,11 @@ impl Context {
         self.generations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the learner where each partition of `list` starts, and writes it into `list`.
-    pub(super) fn place(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
-        let Some(candidates) = self.candidates(consumer, list) else { return };
-        let Ok(starts) = self.learner.assign(candidates) else { return };
+    /// Asks the learner where each partition of `list` starts, and writes it into `list`. Says whether it
+    /// did: a run that is ending has no answer.
+    pub(super) fn place(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> bool {
+        let Some(candidates) = self.candidates(consumer, list) else { return false };
+        let Ok(starts) = self.learner.assign(candidates) else { return false };
         for Start { partition, offset, generation, lost } in starts {
             if lost > 0 {
                 error!(%partition, lost, offset, "the broker no longer has records we never read");
@@ -60,6 +61,7 @@ impl Context {
             }
             self.lock().insert(partition, generation);
         }
+        true
     }
 
     /// What the broker knows of the partitions; asked until it answers or we are to stop.
@@ -184,7 +186,9 @@ pub(super) fn commit_offsets(
 impl ConsumerContext for Context {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
-            Rebalance::Assign(list) => self.place(consumer, list),
+            Rebalance::Assign(list) => {
+                self.place(consumer, list);
+            }
             Rebalance::Revoke(list) => self.release(consumer, list),
             Rebalance::Error(error) => warn!(%error, "rebalance failed; the group tries again"),
         }
