@@ -83,39 +83,10 @@ fn told_right(embeddings: &Embeddings, classes: &[usize]) -> Result<f64, Evaluat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::augment::Preprocess;
-    use crate::evaluate::fixtures::png;
-    use crate::snapshot::{Encode, Provenance};
-
-    /// The mean of each channel, or one and the same point for whatever it is shown.
-    struct ChannelMeans {
-        is_blind: bool,
-    }
-
-    impl Encode for ChannelMeans {
-        fn feature_dim(&self) -> usize {
-            3
-        }
-
-        fn embed(&self, images: Vec<f32>, n_images: usize) -> candle_core::Result<Vec<f32>> {
-            let image_len = images.len() / n_images;
-            let mean = |image: &[f32], channel: usize| {
-                let sum: f32 = image.iter().skip(channel).step_by(3).sum();
-                if self.is_blind { 1.0 } else { sum / (image_len / 3) as f32 }
-            };
-            let means = images.chunks_exact(image_len);
-            Ok(means.flat_map(|image| [0, 1, 2].map(|channel| mean(image, channel))).collect())
-        }
-    }
+    use crate::evaluate::fixtures::{channel_means, png};
 
     fn snapshot(is_blind: bool) -> Snapshot {
-        Snapshot {
-            version: "a".to_owned(),
-            architecture: "means".to_owned(),
-            preprocess: Preprocess { side_px: 4, mean: [0.0; 3], std: [1.0; 3] },
-            provenance: Provenance::default(),
-            encoder: Box::new(ChannelMeans { is_blind }),
-        }
+        channel_means("a", if is_blind { [0.0, 1.0] } else { [1.0, 0.0] })
     }
 
     /// `n_images` shades of red, green and blue; `class` says which colour each has.

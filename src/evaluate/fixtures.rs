@@ -1,5 +1,7 @@
 //! Collections for tests.
 
+use crate::augment::Preprocess;
+use crate::snapshot::{Encode, Provenance, Snapshot};
 use crate::source::collection::Collection;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use std::path::Path;
@@ -25,4 +27,39 @@ pub(super) fn coloured(folder: &Path, n_each: u8) -> Collection {
         }
     }
     Collection::open(folder).unwrap()
+}
+
+/// The mean of each channel times `scale`, and `offset` more, `D = 3`. With a scale of 0 it is blind: all images
+/// are one point to it.
+struct ChannelMeans {
+    scale: f32,
+    offset: f32,
+}
+
+impl Encode for ChannelMeans {
+    fn feature_dim(&self) -> usize {
+        3
+    }
+
+    fn embed(&self, images: Vec<f32>, n_images: usize) -> candle_core::Result<Vec<f32>> {
+        let image_len = images.len() / n_images;
+        let mean = |image: &[f32], channel: usize| {
+            let sum: f32 = image.iter().skip(channel).step_by(3).sum();
+            self.scale * sum / (image_len / 3) as f32 + self.offset
+        };
+        let means = images.chunks_exact(image_len);
+        Ok(means.flat_map(|image| [0, 1, 2].map(|channel| mean(image, channel))).collect())
+    }
+}
+
+/// A snapshot whose encoder takes images of 4 px as they are, and gives `scale` times the mean of each channel
+/// and `offset`.
+pub(super) fn channel_means(version: &str, [scale, offset]: [f32; 2]) -> Snapshot {
+    Snapshot {
+        version: version.to_owned(),
+        architecture: "means".to_owned(),
+        preprocess: Preprocess { side_px: 4, mean: [0.0; 3], std: [1.0; 3] },
+        provenance: Provenance::default(),
+        encoder: Box::new(ChannelMeans { scale, offset }),
+    }
 }

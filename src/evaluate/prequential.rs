@@ -241,40 +241,11 @@ impl Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::augment::Preprocess;
-    use crate::evaluate::fixtures::png;
-    use crate::snapshot::{Encode, Provenance};
+    use crate::evaluate::fixtures::{channel_means, png};
     use crate::source::Origin;
 
-    /// The mean of each channel times `scale`, `D = 3`.
-    struct ChannelMeans {
-        scale: f32,
-    }
-
-    impl Encode for ChannelMeans {
-        fn feature_dim(&self) -> usize {
-            3
-        }
-
-        fn embed(&self, images: Vec<f32>, n_images: usize) -> candle_core::Result<Vec<f32>> {
-            let image_len = images.len() / n_images;
-            let mean = |image: &[f32], channel: usize| {
-                let sum: f32 = image.iter().skip(channel).step_by(3).sum();
-                self.scale * sum / (image_len / 3) as f32
-            };
-            let means = images.chunks_exact(image_len);
-            Ok(means.flat_map(|image| [0, 1, 2].map(|channel| mean(image, channel))).collect())
-        }
-    }
-
     fn snapshot(version: &str, scale: f32) -> Arc<Snapshot> {
-        Arc::new(Snapshot {
-            version: version.to_owned(),
-            architecture: "means".to_owned(),
-            preprocess: Preprocess { side_px: 4, mean: [0.0; 3], std: [1.0; 3] },
-            provenance: Provenance::default(),
-            encoder: Box::new(ChannelMeans { scale }),
-        })
+        Arc::new(channel_means(version, [scale, 0.0]))
     }
 
     fn arrival(snapshot: &Arc<Snapshot>, label: &str, colour: [u8; 3]) -> Arrival {
