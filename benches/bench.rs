@@ -3,6 +3,7 @@
 mod augment;
 mod decode;
 mod evaluate;
+mod gate;
 mod ops;
 mod serve;
 mod step;

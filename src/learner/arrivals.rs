@@ -227,12 +227,12 @@ impl Arrivals {
     pub(super) fn assign(&mut self, candidates: Vec<Candidate>) -> Vec<Start> {
         let assign = |candidate: Candidate| {
             let ours = self.tracker.next(&candidate.partition);
-            let (offset, lost) = offsets::start(&candidate, ours, &self.learner_id);
+            let place = offsets::start(&candidate, ours, &self.learner_id);
             self.generations += 1;
             let (partition, generation) = (candidate.partition, self.generations);
-            self.tracker.assign(partition.clone(), generation, offset);
-            self.lineup.assign(&partition, offset);
-            Start { partition, offset, generation, lost }
+            self.tracker.assign(partition.clone(), generation, place.offset);
+            self.lineup.assign(&partition, place.offset);
+            Start { partition, generation, place }
         };
         let starts = candidates.into_iter().map(assign).collect();
         self.drop_stale();

@@ -140,7 +140,7 @@ impl Folder {
     fn stream(&self, link: &mut Link, start: &Start) -> Result<bool> {
         let n_images = self.collection.len() as i64;
         let mut order = vec![];
-        for offset in start.offset..self.high() {
+        for offset in start.place.offset..self.high() {
             if order.is_empty() || offset % n_images == 0 {
                 order = self.order((offset / n_images) as u64);
             }

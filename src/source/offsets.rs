@@ -56,19 +56,26 @@ pub struct Candidate {
 pub struct Start {
     /// Which.
     pub partition: Partition,
-    /// The first offset to read.
-    pub offset: i64,
     /// Records carry this number; those of an earlier assignment are stale.
     pub generation: u64,
+    /// Where in it.
+    pub place: Place,
+}
+
+/// A place in a partition to start at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The first offset to read.
+    pub offset: i64,
     /// Records that were gone from the broker before we learned them.
     pub lost: u64,
+    /// What the broker has ends before where we were: another topic of the same name, it seems.
+    pub is_anew: bool,
 }
 
 /// Where to start reading `candidate`: at `ours`, which a checkpoint holds, unless another learner
 /// has committed since; and inside what the broker still has.
-///
-/// Returns the offset and how many records were lost before it.
-pub fn start(candidate: &Candidate, ours: Option<i64>, learner_id: &str) -> (i64, u64) {
+pub fn start(candidate: &Candidate, ours: Option<i64>, learner_id: &str) -> Place {
     let wanted = match (&candidate.committed, ours) {
         (Some((committed, Some(by))), _) if by != learner_id => *committed,
         (_, Some(ours)) => ours,
@@ -76,11 +83,11 @@ pub fn start(candidate: &Candidate, ours: Option<i64>, learner_id: &str) -> (i64
         (None, None) => candidate.default,
     };
     if wanted > candidate.high {
-        // The topic was made anew: nothing that we know of is in it.
-        (candidate.low, 0)
+        // Nothing that we know of is in it.
+        Place { offset: candidate.low, lost: 0, is_anew: true }
     } else {
         let offset = wanted.max(candidate.low);
-        (offset, (offset - wanted) as u64)
+        Place { offset, lost: (offset - wanted) as u64, is_anew: false }
     }
 }
 
@@ -274,22 +281,27 @@ mod tests {
             default: 100,
         };
         let start = |committed, ours| start(&candidate(committed), ours, "us");
-        assert_eq!(start(None, None), (100, 0), "nobody read it");
-        assert_eq!(start(Some((20, None)), None), (20, 0), "a commit of another tool");
+        let at = |offset| Place { offset, ..Place::default() };
+        assert_eq!(start(None, None), at(100), "nobody read it");
+        assert_eq!(start(Some((20, None)), None), at(20), "a commit of another tool");
         assert_eq!(
             start(Some((20, Some("us"))), Some(30)),
-            (30, 0),
+            at(30),
             "a checkpoint after the commit"
         );
         assert_eq!(
             start(Some((40, Some("us"))), Some(30)),
-            (30, 0),
+            at(30),
             "a checkpoint before the commit"
         );
-        assert_eq!(start(Some((40, Some("them"))), Some(30)), (40, 0), "another learner since");
-        assert_eq!(start(Some((20, Some("us"))), None), (20, 0), "our checkpoint is gone");
-        assert_eq!(start(None, Some(4)), (10, 6), "retention passed us");
-        assert_eq!(start(None, Some(400)), (10, 0), "the topic was made anew");
+        assert_eq!(start(Some((40, Some("them"))), Some(30)), at(40), "another learner since");
+        assert_eq!(start(Some((20, Some("us"))), None), at(20), "our checkpoint is gone");
+        assert_eq!(start(None, Some(4)), Place { lost: 6, ..at(10) }, "retention passed us");
+        assert_eq!(
+            start(None, Some(400)),
+            Place { is_anew: true, ..at(10) },
+            "the topic was made anew"
+        );
     }
 
     #[test]

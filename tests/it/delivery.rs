@@ -42,7 +42,7 @@ fn journal_len(dir: &Path) -> u64 {
 }
 
 /// How often to kill: few times in a run of all tests, or as SELFSTREAM_KILLS says.
-fn kills(usual: u64) -> u64 {
+pub(crate) fn kills(usual: u64) -> u64 {
     number("SELFSTREAM_KILLS", usual)
 }
 
@@ -216,51 +216,4 @@ fn death_in_the_middle_of_a_checkpoint_or_commit_loses_nothing() {
         }
     }
     lineage.finish(n_records);
-}
-
-#[test]
-fn two_learners_share_a_topic_and_each_image_is_learned_by_one() {
-    const IMAGES: u64 = 3000;
-    let Some(brokers) = brokers() else { return };
-    let topic = unique("pair");
-    create_topic(&brokers, &topic, PARTITIONS);
-    produce(&brokers, &topic, (0..IMAGES).map(message));
-
-    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let journals = dirs.each_ref().map(|dir| dir.path().join("journal.jsonl"));
-    let start = |index: usize| {
-        let dir = dirs[index].path();
-        let config = dir.join("config.toml");
-        let text = small_config(&brokers, &topic, dir);
-        let text = text.replace(&format!("{topic}-1"), &format!("{topic}-{index}"));
-        std::fs::write(&config, text).unwrap();
-        Program::start(&["run", "--config", config.to_str().unwrap()], &dir.join("log"))
-    };
-    let done = || {
-        let mut times = BTreeMap::new();
-        for journal in &journals {
-            for (origin, n) in surviving(journal) {
-                *times.entry(origin).or_default() += n;
-            }
-        }
-        times
-    };
-    let mut first = start(0);
-    wait_for("the first to learn", || {
-        first.assert_alive();
-        (!done().is_empty()).then_some(())
-    });
-    // The second takes partitions over from the first in mid-stream.
-    let mut second = start(1);
-    wait_for("the second to learn", || {
-        second.assert_alive();
-        (done().len() as u64 == IMAGES || !surviving(&journals[1]).is_empty()).then_some(())
-    });
-    produce(&brokers, &topic, (IMAGES..2 * IMAGES).map(message));
-    wait_for("all images to be done", || (done().len() as u64 == 2 * IMAGES).then_some(()));
-    assert!(second.terminate().success(), "{}", second.log());
-    assert!(first.terminate().success(), "{}", first.log());
-    let times: BTreeMap<(i32, i64), usize> = done();
-    assert!(times.values().all(|times| *times == 1), "an image was learned twice");
-    assert!(!surviving(&journals[1]).is_empty(), "the second learner had no share");
 }

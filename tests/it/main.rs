@@ -10,6 +10,8 @@ mod brokers;
 #[cfg(test)]
 mod claims;
 #[cfg(test)]
+mod clock;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod command_line;
@@ -38,11 +40,15 @@ mod learning;
 #[cfg(test)]
 mod pace;
 #[cfg(test)]
+mod pair;
+#[cfg(test)]
 mod proxy;
 #[cfg(all(test, feature = "failpoints"))]
 mod recovery;
 #[cfg(test)]
 mod refusals;
+#[cfg(test)]
+mod retention;
 #[cfg(test)]
 mod termination;
 #[cfg(test)]

@@ -231,7 +231,7 @@ impl World {
         self.generations[side] = Some(starts[0].generation);
         self.take_back(side);
         let log = &self.logs[side];
-        let n_passed = log.partition_point(|(offset, _)| *offset < starts[0].offset);
+        let n_passed = log.partition_point(|(offset, _)| *offset < starts[0].place.offset);
         for (offset, _) in &log[..n_passed] {
             prop_assert!(self.ends.contains_key(&origin(side, *offset)), "{} is lost", offset);
         }

@@ -9,7 +9,7 @@ use crate::source::offsets::Partition;
 use crate::source::{Commit, Downstream, Link, Offer, Origin, Record, Told};
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use std::collections::HashSet;
@@ -226,13 +226,14 @@ impl Reader<'_> {
         if !self.consumer.context().place(self.consumer, &assigned) {
             return Ok(());
         }
-        let places = assigned.to_topic_map();
-        for ((topic, partition), offset) in &places {
-            self.consumer
-                .seek(topic, *partition, *offset, Duration::from_secs(10))
-                .with_context(|| format!("seeking {topic}/{partition}"))?;
+        // Not by seeking, which needs a partition that is being read: one whose place is gone is not.
+        match self.consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => {
+                self.consumer.incremental_unassign(&assigned).context("letting go")?;
+                self.consumer.incremental_assign(&assigned).context("beginning again")
+            }
+            _ => self.consumer.assign(&assigned).context("beginning again"),
         }
-        Ok(())
     }
 
     /// Keeps the membership until the learner has ended; returns what is to be committed last.

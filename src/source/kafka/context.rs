@@ -2,7 +2,7 @@
 
 use super::{Lag, StartAt};
 use crate::fault;
-use crate::source::offsets::{Candidate, Partition, Start};
+use crate::source::offsets::{Candidate, Partition, Place, Start};
 use crate::source::{Commit, LearnerLink};
 use metrics::{counter, gauge};
 use rdkafka::client::ClientContext;
@@ -48,7 +48,11 @@ impl Context {
     pub(super) fn place(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> bool {
         let Some(candidates) = self.candidates(consumer, list) else { return false };
         let Ok(starts) = self.learner.assign(candidates) else { return false };
-        for Start { partition, offset, generation, lost } in starts {
+        for Start { partition, generation, place } in starts {
+            let Place { offset, lost, is_anew } = place;
+            if is_anew {
+                warn!(%partition, offset, "its topic was made anew, it seems: read from its beginning");
+            }
             if lost > 0 {
                 error!(%partition, lost, offset, "the broker no longer has records we never read");
                 counter!("selfstream_lost_records_total").increment(lost);
