@@ -19,7 +19,7 @@ SETTINGS = {
     "input": {"side_px": 32},
     "batch": {"pace": "fixed"},
     # Every image is looked at, so that images count and not time; the pin moves while changes are looked for.
-    "drift": {"enabled": True, "images_per_second": 100_000, "repin_after": "30s"},
+    "drift": {"images_per_second": 100_000, "repin_after": "30s"},
     "snapshot": {"every": "10s"},
 }
 
@@ -30,8 +30,9 @@ class Told(list):
     passed_over = 0
 
 
-def watch(program, broker, stream, n_images, rate, folder):
-    """Learns `stream` to its end in `folder`, going on from the checkpoint there; what was told meanwhile."""
+def watch(program, broker, stream, n_images, folder, rate=None):
+    """Learns `stream` to its end in `folder`, going on from the checkpoint there, and what was told meanwhile;
+    without a rate of arrival nothing is watched."""
     topic = f"drift-{time.time_ns()}"
     config, journal, log = folder / "run.toml", folder / "journal.jsonl", folder / "run.log"
     journal.unlink(missing_ok=True)
@@ -40,9 +41,10 @@ def watch(program, broker, stream, n_images, rate, folder):
         "kafka": {"brokers": broker.address, "topics": [topic], "group": topic},
         "checkpoint": {"dir": str(folder / "checkpoints")},
         "server": {"listen": "127.0.0.1:0"},
+        "snapshot": {**SETTINGS["snapshot"], "dir": str(folder / "snapshots")},
+        "drift": {**SETTINGS["drift"], "enabled": rate is not None},
     }
-    snapshot = {**SETTINGS["snapshot"], "dir": str(folder / "snapshots")}
-    config.write_text(measure.toml({**SETTINGS, **ours, "snapshot": snapshot}))
+    config.write_text(measure.toml({**SETTINGS, **ours}))
     produce = [program, "produce", "--brokers", broker.address, "--topic", topic, str(stream)]
     if rate:
         produce += ["--rate", str(rate)]
@@ -125,12 +127,12 @@ def main():
     with measure.Broker(scratch / "drift-broker") as broker, tempfile.TemporaryDirectory() as begun:
         begun = Path(begun)
         n_cifar = len(data.open(cifar).names())
-        watch(args.program, broker, shuffled(data, cifar, "first"), n_cifar, None, begun)
+        watch(args.program, broker, shuffled(data, cifar, "first"), n_cifar, begun)
 
         def go_on(stream, n_images):
             with tempfile.TemporaryDirectory() as folder:
                 shutil.copytree(begun / "checkpoints", Path(folder) / "checkpoints")
-                return watch(args.program, broker, stream, n_images, args.rate, Path(folder))
+                return watch(args.program, broker, stream, n_images, Path(folder), args.rate)
 
         for order in range(args.orders):
             domains, members, changes = domains_in_order(data, order)

@@ -1,13 +1,14 @@
 //! The wall clock is set while the program runs: learning goes on as if nothing had been.
 //!
 //! libfaketime, which `scripts/test` installs, sits between the program and the clock; the monotonic clock is left
-//! as it is, as where a clock is really set.
+//! as it is, as where a clock is really set. The kernel's own clock stays, and librdkafka waits until times of that
+//! one: no setting lies beyond it, where such waits would last for hours, and it joins and leaves by the right time.
 
 use crate::delivery::{Lineage, Way};
 use crate::harness::brokers;
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// For each setting of the clock; 30 batches of `small_config`, of which every 20th publishes.
 const IMAGES: u64 = 480;
@@ -42,16 +43,21 @@ fn a_clock_that_is_set_changes_nothing() {
     lineage.produce(0..IMAGES);
     let mut program = lineage.start_under(&command, &[]);
     lineage.await_done(&mut program, IMAGES);
-    for (time, offset) in (2..).zip(["-1h", "+2h"]) {
+    for (time, offset) in (2..).zip(["-1h", "+0"]) {
         fs::write(&setting, offset).unwrap();
         lineage.produce((time - 1) * IMAGES..time * IMAGES);
         lineage.await_done(&mut program, time * IMAGES);
     }
     let log = program.log();
     lineage.finish_by(program, 3 * IMAGES);
-    let times = times(&log);
-    let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
-    let half_an_hour = Duration::from_secs(1800);
-    assert!(times[0].duration_since(*least).unwrap() > half_an_hour, "not set back:\n{log}");
-    assert!(most.duration_since(times[0]).unwrap() > half_an_hour, "not set forward:\n{log}");
+    // Each time later than the one before, but where the clock was set.
+    let jumps: Vec<f64> = times(&log).windows(2).map(|pair| seconds(pair[0], pair[1])).collect();
+    assert!(jumps.iter().any(|jump| *jump < -1800.0), "not set back:\n{log}");
+    assert!(jumps.iter().any(|jump| *jump > 1800.0), "not set forward:\n{log}");
+}
+
+/// From one time to another.
+fn seconds(from: SystemTime, to: SystemTime) -> f64 {
+    to.duration_since(from)
+        .map_or_else(|back| -back.duration().as_secs_f64(), |on| on.as_secs_f64())
 }

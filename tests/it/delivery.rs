@@ -124,12 +124,16 @@ impl Lineage {
         });
     }
 
-    /// Waits until so many records are done.
+    /// Waits until so many records are done, as long as more and more are.
     pub(crate) fn await_done(&self, program: &mut Program, n_records: u64) {
-        wait_for("all records to be done", || {
-            program.assert_alive();
-            (self.done().len() as u64 == n_records).then_some(())
-        });
+        let mut n_done = 0;
+        while n_done < n_records {
+            n_done = wait_for("more records to be done", || {
+                program.assert_alive();
+                let now = self.done().len() as u64;
+                (now > n_done).then_some(now)
+            });
+        }
     }
 
     /// Lets all `n_records` be done, and checks that each was once.
