@@ -2,9 +2,11 @@
 //! environment, then flags. Unknown keys and values that cannot work are refused by name before
 //! anything starts.
 
+mod memory;
 mod preset;
 mod together;
 
+pub use memory::{MemoryPlan, Part};
 pub use preset::Preset;
 
 use crate::setting::{Invalid, within};
@@ -90,6 +92,8 @@ pub struct Run {
     pub decode_threads: usize,
     /// Threads that make views.
     pub view_threads: usize,
+    /// What the process is to stay below; a configuration that may need more is refused. Unset, none is.
+    pub max_memory_bytes: Option<u64>,
     /// Form of the log on standard error: `text` or `json`.
     pub log: LogForm,
     /// A file to which every learned and refused record is noted, for tests of delivery.
@@ -118,6 +122,7 @@ impl Default for Run {
             learner_threads: 0,
             decode_threads: 1,
             view_threads: 1,
+            max_memory_bytes: None,
             log: LogForm::default(),
             journal: None,
         }
@@ -252,7 +257,8 @@ impl Config {
         self.prequential.validate()?;
         self.drift.validate()?;
         self.server.validate()?;
-        self.validate_deterministic()
+        self.validate_deterministic()?;
+        self.validate_memory()
     }
 }
 
@@ -317,8 +323,10 @@ mod tests {
                 Some(rest) if rest.contains(" = ") && !rest.ends_with(['.', ',', ';']) => rest,
                 _ => line,
             })
-            // Only one of the two ends may be set.
-            .filter(|line| !line.starts_with("end_after"))
+            // Only one of the two ends may be set, and what a ceiling must be hangs on the machine's cores.
+            .filter(|line| {
+                !["end_after", "max_memory_bytes"].iter().any(|key| line.starts_with(key))
+            })
             .collect();
         Config::parse(&uncommented.join("\n")).unwrap();
     }
@@ -351,6 +359,7 @@ mod tests {
         ("run.learner_threads", "2000", "from 0 to 1024"),
         ("run.decode_threads", "0", "from 1 to 1024"),
         ("run.view_threads", "0", "from 1 to 1024"),
+        ("run.max_memory_bytes", "1000", "at least"),
         ("kafka.brokers", "\"\"", "host:port"),
         ("kafka.group", "\"\"", "a consumer group's name"),
         ("kafka.topics", "[]", "at least one topic"),

@@ -29,9 +29,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-/// The most records that a decoder may hold before its work, and again after it; a guess that
-/// bounds them at some 400 MB of pixels.
-const MAX_DECODE_QUEUE: usize = 256;
 /// News of the learner that may wait to be heard by the source.
 const NEWS: usize = 16;
 /// How long events under way may take at the end.
@@ -69,8 +66,7 @@ pub fn start(config: &Config, limits: Limits, stop: CancellationToken) -> Result
     let event_topic = open_event_topic(config, &events, &runtime)?;
     let source = build_source(config, &lag)?;
     let threads = NonZeroUsize::new(config.run.decode_threads).unwrap_or(NonZeroUsize::MIN);
-    // A batch is decoded while the one before it is learned.
-    let queue = config.batch.images.div_ceil(threads.get()).min(MAX_DECODE_QUEUE);
+    let queue = config.memory()?.decode_queue;
     let queue_items = NonZeroUsize::new(queue).unwrap_or(NonZeroUsize::MIN);
     let size = Size { threads, queue_items };
     let decoders = Pool::decoding(config.image.clone(), size).context("starting the decoders")?;
@@ -152,7 +148,12 @@ pub fn untrained(config: &Config) -> Result<Snapshot> {
 
 fn build_source(config: &Config, lag: &Lag) -> Result<Box<dyn Source>> {
     Ok(match config.source.kind {
-        source::Kind::Kafka => Box::new(Kafka::new(config.kafka.clone(), lag.clone())),
+        source::Kind::Kafka => {
+            // Below a ceiling, what is refused anyway must not lie in queues that are counted in images.
+            let max_bytes = config.run.max_memory_bytes.map(|_| config.image.max_bytes);
+            let max_value_bytes = max_bytes.unwrap_or(usize::MAX);
+            Box::new(Kafka::new(config.kafka.clone(), lag.clone(), max_value_bytes))
+        }
         source::Kind::Folder => Box::new(Folder::open(config.folder.clone())?),
     })
 }

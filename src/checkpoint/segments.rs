@@ -4,9 +4,9 @@
 //! before the checkpoint is. Segments that no kept checkpoint names are removed. Where an image will lie
 //! is [`Places`](super::Places)' to say, before anything is written.
 
-use super::Manifest;
 use super::file::discard;
 use super::places::NewSegment;
+use super::{Manifest, ReplayEntry};
 use crate::fault;
 use crate::replay::Entry;
 use anyhow::{Context, Result};
@@ -14,6 +14,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const EXTENSION: &str = "images";
@@ -88,22 +89,29 @@ impl Segments {
     /// # Errors
     /// A segment that is missing or too short.
     pub(super) fn load(&self, manifest: &Manifest) -> Result<(Vec<Entry>, Vec<Entry>)> {
-        let mut contents = BTreeMap::new();
-        for segment in named_by(manifest) {
+        let mut in_segments = BTreeMap::<u64, Vec<usize>>::new();
+        for (index, entry) in manifest.replay.iter().enumerate() {
+            in_segments.entry(entry.stored_at.segment).or_default().push(index);
+        }
+        let mut contents = vec![Bytes::new(); manifest.replay.len()];
+        for (segment, indices) in in_segments {
             let path = self.path(segment);
-            let content = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            contents.insert(segment, Bytes::from(content));
+            let reading = || format!("reading {}", path.display());
+            let file = File::open(&path).with_context(reading)?;
+            let file_bytes = file.metadata().with_context(reading)?.len();
+            // One by one, so that no segment lies in memory beside its images.
+            for index in indices {
+                let ReplayEntry { stored_at, len_bytes, .. } = &manifest.replay[index];
+                if stored_at.position.saturating_add(u64::from(*len_bytes)) > file_bytes {
+                    anyhow::bail!("{} is shorter than its checkpoint says", path.display());
+                }
+                let mut bytes = vec![0; *len_bytes as usize];
+                file.read_exact_at(&mut bytes, stored_at.position).with_context(reading)?;
+                contents[index] = bytes.into();
+            }
         }
         let (mut drawn, mut pending) = (vec![], vec![]);
-        for entry in &manifest.replay {
-            let content = &contents[&entry.stored_at.segment];
-            let begin = entry.stored_at.position as usize;
-            let end = begin.saturating_add(entry.len_bytes as usize);
-            let Some(bytes) = content.get(begin..end) else {
-                let path = self.path(entry.stored_at.segment);
-                anyhow::bail!("{} is shorter than its checkpoint says", path.display());
-            };
-            let bytes = Bytes::copy_from_slice(bytes);
+        for (entry, bytes) in manifest.replay.iter().zip(contents) {
             let stored_at = Some(entry.stored_at);
             let list = if entry.is_pending { &mut pending } else { &mut drawn };
             list.push(Entry { origin: entry.origin(), bytes, stored_at, sketch: None });

@@ -39,6 +39,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The most records that wait for an image, or behind one that does.
+    pub fn most_records(&self) -> usize {
+        if self.prefixes.is_empty() { 0 } else { self.concurrency }
+    }
+
     /// Checks every value; `image_max_bytes` is `image.max_bytes`, which holds for all images.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ pub(super) fn record(offset: i64, value: &str, content_type: Option<&'static str
         generation: 1,
         is_skipped: false,
         bytes: value.to_owned().into(),
+        omitted_bytes: 0,
         timestamp_ms: None,
         key: None,
         headers: content_type.map(header).into_iter().collect(),

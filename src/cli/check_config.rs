@@ -1,4 +1,5 @@
-//! `selfstream check-config`: refuses a configuration that cannot work, before anything starts.
+//! `selfstream check-config`: refuses a configuration that cannot work, before anything starts, and says what one
+//! that can may need of memory.
 
 use crate::config::Config;
 use anyhow::Result;
@@ -22,6 +23,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         println!("{}", toml::to_string(&config)?);
     } else {
         println!("the configuration can be used");
+        print!("{}", config.memory()?);
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The `[image]` section.
 
+use super::limits;
 use crate::setting::{self, Invalid};
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,17 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The most bytes that a thread holds while it decodes an image: what decoders may allocate, and four
+    /// a pixel for what becomes of it.
+    pub fn decoding_bytes(&self) -> u64 {
+        limits::max_alloc_bytes(self) + 4 * self.max_pixels
+    }
+
+    /// The most bytes of a decoded image.
+    pub fn decoded_bytes(&self) -> u64 {
+        3 * u64::from(self.working_side_px).pow(2)
+    }
+
     /// Checks every field; the error names the first that cannot be used.
     pub fn validate(&self) -> Result<(), Invalid> {
         setting::within("image.max_bytes", self.max_bytes, 1.., "at least 1")?;

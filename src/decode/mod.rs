@@ -61,6 +61,10 @@ impl Decoded {
     /// Decodes a record by its bytes and its `content-type` header, or what was fetched for it.
     pub fn new(Arrival { mut record, image }: Arrival, config: &Config) -> Self {
         let outcome = match image {
+            Image::Inline if record.omitted_bytes > 0 => Err(Refusal::TooManyBytes {
+                bytes: record.omitted_bytes,
+                max_bytes: config.max_bytes,
+            }),
             Image::Inline => decode(&record.bytes, record.header("content-type"), config),
             Image::Missing(unfetched) => Err(unfetched.into()),
             Image::Fetched(bytes) => {
@@ -365,6 +369,15 @@ mod tests {
         assert_eq!(decode(qoi, None, &Config::default()).unwrap_err().reason(), "unsupported");
     }
 
+    #[test]
+    fn a_record_whose_value_was_left_out_is_refused_by_its_length() {
+        let origin = crate::source::Origin { topic: "images".into(), partition: 0, offset: 0 };
+        let record = Record { is_skipped: false, omitted_bytes: 77, ..Record::skipped(origin, 1) };
+        let config = Config { max_bytes: 20, ..Config::default() };
+        let refusal = Decoded::new(record.into(), &config).outcome.unwrap_err();
+        assert!(matches!(refusal, Refusal::TooManyBytes { bytes: 77, max_bytes: 20 }), "{refusal}");
+    }
+
     /// Of what was fetched, the image goes on and the claim check comes back: dead letters hold what came.
     #[test]
     fn a_fetched_image_replaces_its_claim_check_once_it_is_decoded() {
@@ -374,6 +387,7 @@ mod tests {
             generation: 1,
             is_skipped: false,
             bytes: "file:///a.png".into(),
+            omitted_bytes: 0,
             timestamp_ms: None,
             key: None,
             headers: vec![("content-type".to_owned(), Some("text/uri-list".into()))],

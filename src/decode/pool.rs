@@ -425,6 +425,7 @@ mod tests {
                     generation: 1,
                     is_skipped: false,
                     bytes: if good { png.clone() } else { png.slice(..40) },
+                    omitted_bytes: 0,
                     timestamp_ms: None,
                     key: None,
                     headers: vec![("Content-Type".to_owned(), Some("image/png".into()))],

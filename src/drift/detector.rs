@@ -17,6 +17,8 @@ const REFERENCE: usize = 192;
 const WINDOW: usize = 64;
 const EVERY: usize = 4;
 const IN_A_ROW: u32 = 3;
+/// The most images that a detector holds: one more has come before the oldest goes.
+pub(super) const MOST_IMAGES: usize = REFERENCE + WINDOW + 1;
 /// How often the reference is drawn apart.
 const DRAWS: u64 = 200;
 

@@ -78,6 +78,11 @@ impl Config {
         within("drift.loss_threshold", self.loss_threshold, 1.0..=1e6, "from 1 to 1000000")
     }
 
+    /// The most images that are held.
+    pub fn most_images(&self) -> usize {
+        if self.enabled { QUEUE + detector::MOST_IMAGES } else { 0 }
+    }
+
     /// When a rising loss is told, if it is.
     pub fn loss_warning(&self) -> Option<page_hinkley::Config> {
         let Self { loss_delta: delta, loss_threshold: threshold, .. } = *self;

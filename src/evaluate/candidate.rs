@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// Labelled images that are compared by, as many as the monitors look at; the learner waits for two forward passes
 /// of each. And how few are too few: half of them are told. Guesses.
-const REMEMBERED: usize = 256;
+pub(super) const REMEMBERED: usize = 256;
 const ENOUGH: usize = 128;
 
 /// The labelled images that arrived last, oldest first.

@@ -12,7 +12,7 @@
 //! Labels go no further than here. Embedding takes a thread of its own with a bounded queue; where it
 //! is slower than the stream, records are passed over and counted, and nothing waits for it.
 
-use super::candidate::Recent;
+use super::candidate::{REMEMBERED, Recent};
 use super::{Embedder, Embeddings, EvaluateError, Example, Reference, SnapshotEmbedder};
 use crate::gate::Accuracy;
 use crate::learner::Observer;
@@ -59,6 +59,11 @@ impl Config {
     pub fn validate(&self) -> Result<(), Invalid> {
         within("prequential.references", self.references, 1..=100_000, "from 1 to 100000")?;
         within("prequential.window", self.window, 1..=1_000_000, "from 1 to 1000000")
+    }
+
+    /// The most images that are held: those that wait, the references, and what candidates are compared on.
+    pub fn most_images(&self) -> usize {
+        if self.enabled { QUEUE + self.references + REMEMBERED + 1 } else { 0 }
     }
 }
 
@@ -260,6 +265,7 @@ mod tests {
             generation: 0,
             is_skipped: false,
             bytes: png(colour).into(),
+            omitted_bytes: 0,
             timestamp_ms: None,
             key: None,
             headers: label.map(header).into_iter().collect(),

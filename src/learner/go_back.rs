@@ -24,6 +24,8 @@ impl Learner {
             self.assembler.take()?;
             self.is_ordered = false;
         }
+        // Not beside the one that is read: an error below ends the learner.
+        (self.replay, self.pending) = (Memory::fresh(&self.shape).replay, vec![]);
         let restored = self.state.go_back(self.health.good_step())?;
         let (memory, manifest) =
             Memory::restored(&self.shape, &mut self.trainer, restored).context("going back")?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 /// Batches of fresh images that may wait beside the one in hand.
-const FRESH_BATCHES: usize = 2;
+pub const FRESH_BATCHES: usize = 2;
 /// A checkpoint that is due is written this soon even if nothing arrives.
 const CHECKPOINT_LOOK: Duration = Duration::from_secs(1);
 /// How long dead letters under way may take at the end. A guess.

@@ -32,9 +32,11 @@ pub mod trainer;
 mod views;
 mod vitals;
 
+pub use listen::FRESH_BATCHES;
 pub use observer::Observer;
 pub use open::{Inputs, Limits, Settings};
 pub use refuse::Refuse;
+pub use stable::MOST_WAITING;
 pub use state::learner_id;
 pub use vitals::{CheckpointCost, Summary, Vitals};
 

@@ -9,6 +9,8 @@ use std::sync::Arc;
 /// Versions that wait to become stable lie at least so many parts of the time apart: what they take of
 /// memory is bounded, and the newest that may become stable is found to within a part.
 const PARTS: u64 = 4;
+/// The most that wait at once.
+pub const MOST_WAITING: u64 = PARTS + 1;
 /// Neighbours of an image that two versions are compared by.
 const NEIGHBOURS: usize = 10;
 

@@ -9,12 +9,14 @@
 //! 1. write `src/objective/NAME.rs`: paper and equations, `Config`, the [`Objective`] impl, the
 //!    pure mathematics as free functions, tests; heads, averages and queues are in `parts/`;
 //! 2. add `mod NAME;` and a variant to [`Config`];
-//! 3. add its rows to [`Config::every_kind`], [`Config::validate`] and [`Config::build`];
+//! 3. add its rows to [`Config::every_kind`], [`Config::validate`], [`Config::build`] and
+//!    [`Config::demand`];
 //! 4. give its loss a case in `tests/golden/objective.py`;
 //! 5. run `scripts/test objective trainer`: the contract tests walk every kind, and `every_form` of
 //!    it: add those that ask for other views.
 
 mod batch;
+mod demand;
 #[cfg(test)]
 mod golden;
 pub mod parts;
@@ -30,6 +32,7 @@ mod simclr;
 mod vicreg;
 
 pub use batch::{Batch, SeenBy, Views};
+pub use demand::Demand;
 
 use crate::encoder::{NamedArrays, Params};
 use crate::setting::Invalid;

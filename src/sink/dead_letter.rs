@@ -1,4 +1,4 @@
-//! Refused records, sent to a topic of their own with their bytes untouched.
+//! Refused records, sent to a topic of their own with their bytes untouched, but for those that are too large.
 //!
 //! Delivery is at least once: a record counts as done only when the broker has acknowledged its
 //! dead letter, and its headers name its origin, by which a reader drops doubles.
@@ -22,8 +22,15 @@ pub const ORIGIN_HEADER: &str = "selfstream-origin";
 pub const REASON_HEADER: &str = "selfstream-reason";
 /// Header with the whole message.
 pub const MESSAGE_HEADER: &str = "selfstream-message";
-/// Header that says that the value was too large for the topic and was left out; it holds its length.
+/// Header that says that the value was too large for the topic, or to be held, and was left out; it holds its
+/// length.
 pub const OMITTED_HEADER: &str = "selfstream-value-omitted-bytes";
+
+/// The most bytes of dead letters under way, in all and of one, which may overshoot the first.
+const QUEUE_KBYTES: u64 = 65_536;
+const LETTER_BYTES: u64 = 32 << 20;
+/// The most bytes of dead letters that a producer holds.
+pub const MOST_BYTES: u64 = QUEUE_KBYTES * 1024 + LETTER_BYTES;
 
 /// Acknowledgements that may wait for the learner.
 const ACKNOWLEDGEMENTS: usize = 1024;
@@ -55,9 +62,9 @@ impl DeadLetters {
             .set("enable.idempotence", "true")
             // A dead letter is tried until it is through: giving up would lose the record.
             .set("message.timeout.ms", "0")
-            .set("message.max.bytes", "33554432")
+            .set("message.max.bytes", LETTER_BYTES.to_string())
             // Bounds memory while the broker is away.
-            .set("queue.buffering.max.kbytes", "65536")
+            .set("queue.buffering.max.kbytes", QUEUE_KBYTES.to_string())
             .set("compression.type", "none");
         let producer = config
             .with_properties(client)
@@ -71,7 +78,8 @@ impl DeadLetters {
     /// # Errors
     /// What is not a matter of time.
     pub fn send(&self, record: &Record, refusal: &Refusal) -> Result<bool> {
-        self.produce(record, refusal, Some(&record.bytes))
+        let value = (record.omitted_bytes == 0).then_some(&record.bytes[..]);
+        self.produce(record, refusal, value)
     }
 
     fn produce(&self, record: &Record, refusal: &Refusal, value: Option<&[u8]>) -> Result<bool> {
@@ -90,7 +98,7 @@ impl DeadLetters {
         for (key, value) in ours {
             headers = headers.insert(Header { key, value: Some(value) });
         }
-        let len = record.bytes.len().to_string();
+        let len = record.bytes.len().max(record.omitted_bytes).to_string();
         if value.is_none() {
             headers = headers.insert(Header { key: OMITTED_HEADER, value: Some(&len) });
         }

@@ -78,6 +78,7 @@ impl Folder {
             generation,
             is_skipped: false,
             bytes: self.collection.read(index)?,
+            omitted_bytes: 0,
             timestamp_ms: now_ms(),
             key: None,
             headers: label.map(|label| ("label".to_owned(), Some(label))).into_iter().collect(),

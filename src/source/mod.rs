@@ -210,6 +210,8 @@ pub struct Record {
     pub is_skipped: bool,
     /// The image's bytes, or a claim check that says where they are.
     pub bytes: Bytes,
+    /// Length of a value that was left out because it was longer than may be held; 0 where it is there.
+    pub omitted_bytes: usize,
     /// Broker timestamp, milliseconds since the Unix epoch.
     pub timestamp_ms: Option<i64>,
     /// Message key.
@@ -226,6 +228,7 @@ impl Record {
             generation,
             is_skipped: true,
             bytes: Bytes::new(),
+            omitted_bytes: 0,
             timestamp_ms: None,
             key: None,
             headers: vec![],

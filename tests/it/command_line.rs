@@ -13,7 +13,10 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn check_config_accepts_the_defaults_and_names_what_it_refuses() {
-    assert!(selfstream(&["check-config"]).status.success());
+    let output = selfstream(&["check-config"]);
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("memory, at most: ") && said.contains("replay.max_bytes"), "{said}");
     assert!(selfstream(&["check-config", "--config", "config/default.toml"]).status.success());
 
     let dir = tempfile::tempdir().unwrap();

@@ -8,6 +8,8 @@
 #[cfg(test)]
 mod brokers;
 #[cfg(test)]
+mod ceiling;
+#[cfg(test)]
 mod claims;
 #[cfg(test)]
 mod clock;

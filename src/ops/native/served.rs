@@ -7,6 +7,7 @@ mod layout;
 use self::fold::{Weights, fold};
 use self::layout::{Layout, Stage};
 use super::kernel::tiles::Tail;
+use super::sizes::{Size, sizes};
 use super::tokens;
 use crate::encoder::{HostParams, Op, Plan, Value};
 use crate::ops::cpu::pool::{self, Shape as PoolShape};
@@ -58,6 +59,22 @@ impl Served {
             last_reader: plan.last_readers(),
             workspace: Mutex::new(Workspace { layouts: BTreeMap::from([(1, one)]), spare: vec![] }),
         })
+    }
+
+    /// The most numbers that it stores beside the weights: as many buffers as are in use at once, each as
+    /// long as the largest value.
+    ///
+    /// # Errors
+    /// As [`Served::new`].
+    pub fn most_numbers(plan: &Plan, side_px: usize) -> Result<usize> {
+        let sizes = sizes(plan, BATCH_MAX, side_px)?;
+        let last_reader = plan.last_readers();
+        let is_used = |value: usize, at: usize| {
+            value <= at + 1 && last_reader[value].is_none_or(|last| last >= at)
+        };
+        let in_use = |at: usize| (1..sizes.len()).filter(|&value| is_used(value, at)).count();
+        let buffers = (0..plan.ops.len()).map(in_use).max().unwrap_or(0);
+        Ok(buffers * sizes.iter().map(Size::len).max().unwrap_or(0))
     }
 
     /// The features `[N, D]` of `images [N, H, W, C]`; each image's are its own, whatever else is

@@ -6,7 +6,9 @@ mod lifetimes;
 mod recording;
 mod state;
 
+use self::lifetimes::Lifetimes;
 use self::recording::Recording;
+use super::sizes::sizes;
 use crate::encoder::{HostParams, Plan};
 use crate::ops::element::{Bf16, Precision};
 use crate::ops::isa::Isa;
@@ -43,6 +45,21 @@ impl Tape {
         side_px: usize,
     ) -> Result<Self> {
         Self::on(Isa::best(), precision, plan, images, side_px)
+    }
+
+    /// The most numbers that it stores beside the weights: what is kept for the backward pass, and half as
+    /// many again for gradients and what is made again. That half is a guess; that the whole is above the
+    /// peaks in docs/PERFORMANCE.md is tested.
+    ///
+    /// # Errors
+    /// As [`Tape::new`].
+    pub fn most_numbers(plan: &Plan, images: usize, side_px: usize) -> Result<usize> {
+        let sizes = sizes(plan, images, side_px)?;
+        let let_go = Lifetimes::new(plan).let_go.concat();
+        let values = sizes.iter().enumerate();
+        let kept: usize =
+            values.filter(|(value, _)| !let_go.contains(value)).map(|(_, size)| size.len()).sum();
+        Ok(kept + kept / 2)
     }
 
     fn on(
@@ -146,6 +163,24 @@ mod tests {
         let mut all = vec![flat(&trained.features)];
         all.extend(tensors.weights.iter().map(|weight| flat(gradients.get(weight).unwrap())));
         all
+    }
+
+    /// docs/PERFORMANCE.md, Memory: 128 images of 32 px, MiB in f32 and in bf16; gradient and packed
+    /// weights count there too.
+    #[test]
+    fn no_more_numbers_have_been_measured_than_are_told_of() {
+        for (architecture, f32_mib, bf16_mib) in
+            [("slim-resnet", 322, 177), ("resnet18", 610, 331), ("vit-tiny-patch4", 895, 491)]
+        {
+            let plan = architecture.parse::<Architecture>().unwrap().plan();
+            let weights = HostParams::init(&plan, [1, 0]).unwrap().values.len();
+            let numbers = Tape::most_numbers(&plan, 128, 32).unwrap();
+            let told_mib = |bytes: usize| (bytes * numbers + 2 * 4 * weights) >> 20;
+            let told = [told_mib(4), told_mib(2)];
+            println!("{architecture}: {told:?} MiB for {f32_mib} and {bf16_mib}");
+            assert!(told[0] >= f32_mib && told[1] >= bf16_mib, "{architecture}: {told:?} MiB");
+            assert!(told[0] <= 2 * f32_mib, "{architecture}: {told:?} MiB is more than generous");
+        }
     }
 
     #[test]

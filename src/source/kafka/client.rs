@@ -4,6 +4,18 @@ use super::{Config, GroupProtocol};
 use rdkafka::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 
+/// The largest response that librdkafka takes, its `receive.message.max.bytes`: the default.
+const RESPONSE_BYTES: u64 = 100_000_000;
+
+/// The most bytes that the consumer holds of what it has fetched: its queue, which one response may overshoot.
+pub(super) fn most_bytes(config: &Config) -> u64 {
+    let client = client_config(config);
+    let number = |key| client.get(key).and_then(|value| value.parse::<u64>().ok());
+    let queue = number("queued.max.messages.kbytes").unwrap_or_default();
+    let response = number("receive.message.max.bytes").unwrap_or(RESPONSE_BYTES);
+    queue.saturating_mul(1024).saturating_add(response)
+}
+
 pub(super) fn client_config(config: &Config) -> ClientConfig {
     let mut client = config.client();
     client

@@ -27,9 +27,14 @@ const BLOCK: Duration = Duration::from_secs(5);
 const HELD: Duration = Duration::from_secs(1);
 
 /// Reads until `link.stop`, then commits until the learner has ended.
-pub(super) fn run(config: &Config, lag: Lag, mut link: Link) -> Result<()> {
+pub(super) fn run(
+    config: &Config,
+    max_value_bytes: usize,
+    lag: &Lag,
+    mut link: Link,
+) -> Result<()> {
     loop {
-        match read(config, lag.clone(), &mut link) {
+        match read(config, max_value_bytes, lag, &mut link) {
             Err(error) if is_held_by_another(&error) && !link.stop.is_cancelled() => {
                 warn!("an earlier session still holds kafka.instance_id: waiting for it to end");
                 let stop = link.stop.clone();
@@ -45,7 +50,7 @@ pub(super) fn run(config: &Config, lag: Lag, mut link: Link) -> Result<()> {
     }
 }
 
-fn read(config: &Config, lag: Lag, link: &mut Link) -> Result<()> {
+fn read(config: &Config, max_value_bytes: usize, lag: &Lag, link: &mut Link) -> Result<()> {
     let Link { records, learner, told, stop, runtime } = link;
     let context = Context {
         learner: learner.clone(),
@@ -67,6 +72,7 @@ fn read(config: &Config, lag: Lag, link: &mut Link) -> Result<()> {
         names: HashSet::new(),
         pace: Pace::new(config.lag_target_records),
         not_read: config.written().map(|(_, topic)| topic).collect(),
+        max_value_bytes,
     };
     while !stop.is_cancelled() {
         reader.hear(told)?;
@@ -94,6 +100,8 @@ struct Reader<'a> {
     pace: Pace,
     /// The topics that we write, which a regular expression of topics may match.
     not_read: Vec<&'a str>,
+    /// Longer values are not copied.
+    max_value_bytes: usize,
 }
 
 impl Reader<'_> {
@@ -129,11 +137,14 @@ impl Reader<'_> {
         if !self.pace.takes() {
             return Some(Record::skipped(origin, generation));
         }
+        let value = message.payload().unwrap_or_default();
+        let is_held = value.len() <= self.max_value_bytes;
         Some(Record {
             origin,
             generation,
             is_skipped: false,
-            bytes: message.payload().map(Bytes::copy_from_slice).unwrap_or_default(),
+            bytes: if is_held { Bytes::copy_from_slice(value) } else { Bytes::new() },
+            omitted_bytes: if is_held { 0 } else { value.len() },
             timestamp_ms: message.timestamp().to_millis(),
             key: message.key().map(Bytes::copy_from_slice),
             headers: message.headers().map(headers::copied).unwrap_or_default(),

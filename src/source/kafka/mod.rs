@@ -137,6 +137,11 @@ impl Config {
         letters.into_iter().chain(events)
     }
 
+    /// The most bytes that are held of what has been fetched and not handed on.
+    pub fn most_bytes(&self) -> u64 {
+        client::most_bytes(self)
+    }
+
     /// What every client of the cluster starts from.
     pub fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
@@ -174,18 +179,20 @@ impl Lag {
 pub struct Kafka {
     config: Config,
     lag: Lag,
+    max_value_bytes: usize,
 }
 
 impl Kafka {
-    /// A source that reports its lag to `lag`.
-    pub fn new(config: Config, lag: Lag) -> Self {
-        Self { config, lag }
+    /// A source that reports its lag to `lag`, and hands records on without values longer than
+    /// `max_value_bytes`.
+    pub fn new(config: Config, lag: Lag, max_value_bytes: usize) -> Self {
+        Self { config, lag, max_value_bytes }
     }
 }
 
 impl Source for Kafka {
     fn run(self: Box<Self>, link: Link) -> anyhow::Result<()> {
-        consumer::run(&self.config, self.lag, link)
+        consumer::run(&self.config, self.max_value_bytes, &self.lag, link)
     }
 }
 

@@ -30,6 +30,7 @@ pub(crate) fn check(input: &[u8]) -> bool {
         generation: 1,
         is_skipped: false,
         bytes: Bytes::copy_from_slice(bytes),
+        omitted_bytes: 0,
         timestamp_ms: None,
         key: None,
         headers,
