@@ -1,9 +1,9 @@
 //! What comes out of the decoders: fresh images for the next steps, refused records for the
 //! dead-letter topic, and the offsets of both until they are done.
 
-use super::Observer;
 use super::journal::{Journal, Unnoted};
 use super::lineup::Lineup;
+use super::observer::{Audience, Observer};
 use super::refuse::Refuse;
 use crate::batch::assemble::Fresh;
 use crate::checkpoint::Counts;
@@ -24,7 +24,7 @@ pub(super) struct Arrivals {
     outcomes: Outcomes<Decoded>,
     has_ended: bool,
     refuse: Refuse,
-    observers: Vec<Arc<dyn Observer>>,
+    audience: Audience,
     /// A refused record that the dead-letter producer had no room for.
     held: Option<(Record, Refusal)>,
     tracker: OffsetTracker,
@@ -49,7 +49,7 @@ impl Arrivals {
             outcomes,
             has_ended: false,
             refuse,
-            observers,
+            audience: Audience::new(observers),
             held: None,
             tracker,
             learner_id: learner_id.to_owned(),
@@ -133,7 +133,7 @@ impl Arrivals {
         let place = (Partition::from(&record.origin), record.origin.offset);
         match outcome {
             Ok(pixels) => {
-                self.observers.iter().for_each(|observer| observer.arrived(&record));
+                self.audience.arrived(&record);
                 let fresh = Fresh {
                     origin: record.origin,
                     generation: record.generation,
@@ -230,6 +230,7 @@ impl Arrivals {
             let place = offsets::start(&candidate, ours, &self.learner_id);
             self.generations += 1;
             let (partition, generation) = (candidate.partition, self.generations);
+            self.audience.begin(&partition, place);
             self.tracker.assign(partition.clone(), generation, place.offset);
             self.lineup.assign(&partition, place.offset);
             Start { partition, generation, place }
