@@ -79,7 +79,7 @@ mod tests {
         let notes = Arc::new(Notes::default());
         let mut audience = Audience::new(vec![Arc::clone(&notes) as Arc<dyn Observer>]);
         let origin = |(partition, offset)| Origin { topic: Arc::from("images"), partition, offset };
-        let mut show = |audience: &mut Audience, places: &[(i32, i64)]| {
+        let show = |audience: &mut Audience, places: &[(i32, i64)]| {
             places.iter().for_each(|at| audience.arrived(&Record::skipped(origin(*at), 1)));
             std::mem::take(&mut *notes.0.lock().unwrap())
         };
