@@ -3,6 +3,7 @@
 
 use crate::config::Config;
 use anyhow::Result;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 
 /// Check a configuration file, the environment included.
@@ -16,14 +17,16 @@ pub(super) struct Args {
     print: bool,
 }
 
-#[expect(clippy::print_stdout, reason = "it is what the command is for")]
 pub(super) fn run(args: Args) -> Result<()> {
     let config = Config::load(args.config.as_deref())?;
-    if args.print {
-        println!("{}", toml::to_string(&config)?);
+    let text = if args.print {
+        toml::to_string(&config)?
     } else {
-        println!("the configuration can be used");
-        print!("{}", config.memory()?);
+        format!("the configuration can be used\n{}", config.memory()?)
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has had enough, as `head` has.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
     }
-    Ok(())
 }

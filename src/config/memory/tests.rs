@@ -117,3 +117,13 @@ fn equal_streams_and_a_ceiling_exclude_each_other() {
     let message = Config::parse(&format!("{text} = 1000000000000")).unwrap_err().to_string();
     assert!(message.contains("unset with run.deterministic"), "{message}");
 }
+
+/// Those of the README, of config/default.toml and of a container of 4 GB.
+#[test]
+fn a_container_of_four_gigabytes_is_enough_for_images_of_four_megapixels() {
+    let plan = plan(
+        "run.max_memory_bytes = 3700000000\nimage.max_pixels = 4000000\n\
+         image.max_bytes = 1048576\nserver.max_pending_body_bytes = 67108864",
+    );
+    assert!((3_400_000_000..3_700_000_000).contains(&plan.bytes()), "{plan}");
+}

@@ -1,15 +1,18 @@
-//! One convolution of a plan, for one shape of images: its routes, its packed weights, and the
+//! One convolution of a plan, for one shape of images: how it is computed, its packed weights, and the
 //! three products of training.
 
 use super::indirection::{Route, Window};
 use super::kernel::stored::Stored;
-use super::kernel::tiles::{self, Input, Tail};
+use super::kernel::tiles::{Input, Tail};
 use super::kernel::weights;
+use super::kernel::winograd::{Gradient, gradient};
+use super::method::{Kernel, Method};
+use super::packing::{self, words};
 use super::sums::Sums;
+use super::winograd::{self, Grid, POINTS, Windows};
 use crate::ops::Geometry;
 use crate::ops::cpu::convolution as columns;
 use crate::ops::isa::Isa;
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Inputs with fewer channels are gathered into columns: a tap of theirs alone is too little work.
@@ -20,16 +23,11 @@ const CHANNELS_MIN: usize = 8;
 pub(super) struct Convolution<E: Stored> {
     isa: Isa,
     shape: columns::Shape,
-    /// For the forward pass; over columns where the input is gathered.
-    route: Route,
+    /// For the forward pass.
+    forward: Method,
     /// For the gradient of the images, if it is wanted.
-    transposed: Option<Route>,
+    transposed: Option<Method>,
     zeros: Vec<E>,
-}
-
-/// Words of the channels that are summed over, `channels` of the images or of a column.
-fn words<E: Stored>(channels: usize) -> usize {
-    channels.div_ceil(E::PER_WORD)
 }
 
 impl<E: Stored> Convolution<E> {
@@ -37,28 +35,31 @@ impl<E: Stored> Convolution<E> {
     pub(super) fn new(isa: Isa, shape: columns::Shape, wants_images: bool) -> Self {
         let shape = if shape.is_product() { in_a_row(shape) } else { shape };
         let columns::Shape { images, sides, output_sides, channels, outputs, geometry } = shape;
-        let is_gathered = is_gathered(&shape);
-        let route = if is_gathered {
-            let geometry = Geometry { kernel: 1, stride: 1, padding: 0 };
-            let (input, output) = (output_sides, output_sides);
-            let window = Window { input, output, geometry, is_transposed: false };
-            Route::image_by_image(window, images, isa.rows())
-        } else {
-            let (input, output) = (sides, output_sides);
-            let window = Window { input, output, geometry, is_transposed: false };
-            Route::new(window, images, isa.rows())
-        };
         let taps = geometry.kernel.pow(2);
-        let transposed = wants_images.then(|| {
-            let window =
-                Window { input: output_sides, output: sides, geometry, is_transposed: true };
-            Route::new(window, images, isa.rows())
-        });
+        let is_fast = winograd::suits(geometry, sides, [channels, outputs]);
+        let method = |window, images_alone| {
+            if is_fast {
+                Method::Winograd(Grid::new(images, sides))
+            } else if images_alone {
+                Method::Taps(Route::image_by_image(window, images, isa.rows()))
+            } else {
+                Method::Taps(Route::new(window, images, isa.rows()))
+            }
+        };
+        let window = Window { input: sides, output: output_sides, geometry, is_transposed: false };
+        let gathered = Window {
+            input: output_sides,
+            geometry: Geometry { kernel: 1, stride: 1, padding: 0 },
+            ..window
+        };
+        let transposed =
+            Window { input: output_sides, output: sides, geometry, is_transposed: true };
+        let is_gathered = is_gathered(&shape);
         Self {
             isa,
             shape,
-            route,
-            transposed,
+            forward: method(if is_gathered { gathered } else { window }, is_gathered),
+            transposed: wants_images.then(|| method(transposed, false)),
             zeros: vec![E::default(); outputs.max(taps * channels)],
         }
     }
@@ -79,15 +80,22 @@ impl<E: Stored> Convolution<E> {
         taps * words::<E>(inputs) * self.shape.outputs.next_multiple_of(self.isa.block())
     }
 
+    fn is_winograd(&self) -> bool {
+        matches!(self.forward, Method::Winograd(_))
+    }
+
     fn transposed_len(&self) -> usize {
         let columns::Shape { channels, outputs, geometry, .. } = self.shape;
         let padded = channels.next_multiple_of(self.isa.block());
-        geometry.kernel.pow(2) * words::<E>(outputs) * padded
+        let taps = if self.is_winograd() { POINTS } else { geometry.kernel.pow(2) };
+        taps * words::<E>(outputs) * padded
     }
 
-    /// Taps of the forward pass, and the channels that each sums over: a column has one tap.
+    /// Taps (or points) of the forward pass, and the channels that each sums over: a column has one tap.
     fn forward_sums(&self) -> [usize; 2] {
-        if is_gathered(&self.shape) {
+        if self.is_winograd() {
+            [POINTS, self.shape.channels]
+        } else if is_gathered(&self.shape) {
             [1, self.shape.column()]
         } else {
             [self.shape.geometry.kernel.pow(2), self.shape.channels]
@@ -100,20 +108,13 @@ impl<E: Stored> Convolution<E> {
         let (outputs, block) = (self.shape.outputs, self.isa.block());
         let [taps, inputs] = self.forward_sums();
         let packed = &mut packed[..self.forward_len()];
-        let tasks = packed.par_chunks_mut(words::<E>(inputs) * block);
-        tasks.enumerate().for_each(|(index, rows)| {
-            let first = index / taps * block;
-            let tap = &weight[index % taps * inputs * outputs..][..inputs * outputs];
-            let columns = first..(first + block).min(outputs);
-            let bundles = tap.chunks(E::PER_WORD * outputs);
-            for (row, bundle) in rows.chunks_exact_mut(block).zip(bundles) {
-                let (weights, next) = bundle.split_at(outputs);
-                let (row, past) = row.split_at_mut(columns.len());
-                let next = (!next.is_empty()).then(|| &next[columns.clone()]);
-                pack_row::<E>(&weights[columns.clone()], next, row);
-                past.fill(E::Word::default());
-            }
-        });
+        if self.is_winograd() {
+            let windows =
+                Windows { channels: [inputs, outputs], steps: [outputs, 1], is_turned: false };
+            winograd::pack::<E>(weight, windows, block, packed);
+            return packed;
+        }
+        packing::pack::<E>(weight, [taps, inputs, outputs], block, packed);
         packed
     }
 
@@ -126,51 +127,26 @@ impl<E: Stored> Convolution<E> {
     ) -> &'a [E::Word] {
         let columns::Shape { channels, outputs, geometry, .. } = self.shape;
         let (block, taps) = (self.isa.block(), geometry.kernel.pow(2));
-        let tap = channels * outputs;
         let packed = &mut packed[..self.transposed_len()];
-        let tasks = packed.par_chunks_mut(words::<E>(outputs) * block);
-        tasks.enumerate().for_each(|(index, rows)| {
-            let (first, weight) = (index / taps * block, &weight[index % taps * tap..][..tap]);
-            let columns = block.min(channels - first);
-            for row in rows.chunks_exact_mut(block) {
-                row[columns..].fill(E::Word::default());
-            }
-            let weight = weight[first * outputs..].chunks_exact(outputs).take(columns);
-            for (column, weight) in weight.enumerate() {
-                let bundles = weight.chunks(E::PER_WORD);
-                for (row, bundle) in rows.chunks_exact_mut(block).zip(bundles) {
-                    let next = bundle.get(1).map_or(E::default(), |&next| E::narrow(next));
-                    row[column] = E::join(E::narrow(bundle[0]), next);
-                }
-            }
-        });
+        if self.is_winograd() {
+            let windows =
+                Windows { channels: [outputs, channels], steps: [1, outputs], is_turned: true };
+            winograd::pack::<E>(weight, windows, block, packed);
+            return packed;
+        }
+        packing::pack_transposed::<E>(weight, [taps, channels, outputs], block, packed);
         packed
     }
 
-    fn forward_kernel<'a>(&'a self, weights: &'a [E::Word]) -> tiles::Convolution<'a, E> {
+    fn forward_kernel<'a>(&'a self, weights: &'a [E::Word]) -> Kernel<'a, E> {
         let [_, channels] = self.forward_sums();
-        tiles::Convolution {
-            isa: self.isa,
-            route: &self.route,
-            channels,
-            outputs: self.shape.outputs,
-            weights,
-            zeros: &self.zeros,
-        }
+        self.forward.with(self.isa, [channels, self.shape.outputs], weights, &self.zeros)
     }
 
-    fn transposed_kernel<'a>(
-        &'a self,
-        weights: &'a [E::Word],
-    ) -> Option<tiles::Convolution<'a, E>> {
-        Some(tiles::Convolution {
-            isa: self.isa,
-            route: self.transposed.as_ref()?,
-            channels: self.shape.outputs,
-            outputs: self.shape.channels,
-            weights,
-            zeros: &self.zeros,
-        })
+    fn transposed_kernel<'a>(&'a self, weights: &'a [E::Word]) -> Option<Kernel<'a, E>> {
+        let columns::Shape { channels, outputs, .. } = self.shape;
+        let method = self.transposed.as_ref()?;
+        Some(method.with(self.isa, [outputs, channels], weights, &self.zeros))
     }
 
     /// Floats of the sums of the forward pass, and of the gradient of the images.
@@ -181,7 +157,16 @@ impl<E: Stored> Convolution<E> {
 
     /// Floats of scratch that [`Convolution::gradient`] needs.
     pub(super) fn scratch_len(&self) -> usize {
-        self.gradient_shape().scratch_len()
+        match self.fast_gradient() {
+            Some(gradient) => gradient.scratch_len(),
+            None => self.gradient_shape().scratch_len(),
+        }
+    }
+
+    fn fast_gradient(&self) -> Option<Gradient<'_>> {
+        let Method::Winograd(grid) = &self.forward else { return None };
+        let channels = [self.shape.channels, self.shape.outputs];
+        Some(Gradient { isa: self.isa, grid, channels })
     }
 
     /// `y [N, H', W', O]` of `x [N, H, W, C]`, finished by `tail`; sums of y and its squares per
@@ -195,7 +180,7 @@ impl<E: Stored> Convolution<E> {
         sums: Option<&mut Sums>,
     ) {
         let kernel = self.forward_kernel(packed);
-        self.with_input(x, |input| run(&kernel, input, y, tail, sums));
+        self.with_input(x, |input| kernel.run(input, y, tail, sums));
     }
 
     /// The gradient of the images, of `dy [N, H', W', O]`, finished by `tail`; sums of it and of it
@@ -212,11 +197,14 @@ impl<E: Stored> Convolution<E> {
         sums: Option<&mut Sums>,
     ) {
         let kernel = self.transposed_kernel(packed).expect("the gradient of the images was wanted");
-        run(&kernel, Input::Images(dy), dx, tail, sums);
+        kernel.run(Input::Images(dy), dx, tail, sums);
     }
 
     /// The gradient `dw [K, K, C, O]` of the weight, of `x` and `dy`.
     pub(super) fn gradient(&self, x: &[E], dy: &[E], dw: &mut [f32], scratch: &mut [f32]) {
+        if let Some(fast) = self.fast_gradient() {
+            return gradient(&fast, x, dy, dw, scratch);
+        }
         let shape = self.gradient_shape();
         self.with_input(x, |input| weights::gradient(&shape, input, dy, dw, scratch));
     }
@@ -266,36 +254,6 @@ fn in_a_row(shape: columns::Shape) -> columns::Shape {
 
 fn is_gathered(shape: &columns::Shape) -> bool {
     shape.channels < CHANNELS_MIN && !shape.is_product()
-}
-
-/// A row of a packed weight: `weights`, joined with the `next` ones if there are any.
-fn pack_row<E: Stored>(weights: &[f32], next: Option<&[f32]>, row: &mut [E::Word]) {
-    match next {
-        Some(next) => {
-            for (word, (&weight, &next)) in row.iter_mut().zip(weights.iter().zip(next)) {
-                *word = E::join(E::narrow(weight), E::narrow(next));
-            }
-        }
-        None => {
-            for (word, &weight) in row.iter_mut().zip(weights) {
-                *word = E::join(E::narrow(weight), E::default());
-            }
-        }
-    }
-}
-
-fn run<E: Stored>(
-    kernel: &tiles::Convolution<'_, E>,
-    input: Input<'_, E>,
-    output: &mut [E],
-    tail: Tail<'_, E>,
-    sums: Option<&mut Sums>,
-) {
-    let Some(sums) = sums else { return tiles::convolve(kernel, input, output, tail, &mut []) };
-    let length = kernel.sums_len();
-    tiles::convolve(kernel, input, output, tail, &mut sums.parts[..length]);
-    let padded = kernel.outputs.next_multiple_of(kernel.isa.block());
-    sums.add_up(kernel.outputs, padded, length);
 }
 
 #[cfg(test)]
@@ -480,6 +438,62 @@ mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn fewer_products_equal_the_loops_over_columns(
+            images in 1usize..8, height in 6usize..18, width in 6usize..18,
+            channels in 1usize..5, outputs in 1usize..5,
+        ) {
+            let geometry = Geometry { kernel: 3, stride: 1, padding: 1 };
+            let channels = [channels, outputs].map(|vectors| 16 * vectors);
+            let shape = shape(images, [height, width], channels, geometry).expect("a window fits");
+            prop_assert!(Convolution::<f32>::new(Isa::PORTABLE, shape, true).is_winograd());
+            check(shape);
+        }
+    }
+
+    /// Root of the mean squared error of all outputs, over that of the outputs themselves, of random
+    /// numbers that `E` holds, on every isa.
+    fn errors<E: Stored>(channels: usize) -> Vec<f64> {
+        let geometry = Geometry { kernel: 3, stride: 1, padding: 1 };
+        let shape = shape(2, [12, 14], [channels; 2], geometry).expect("a window fits");
+        let noise = |seed: usize, length: usize| -> Vec<f32> {
+            let number = |i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0;
+            (0..length).map(|i| E::narrow(number(i)).widen()).collect()
+        };
+        let (x, weight) = (noise(1, 2 * 168 * channels), noise(2, 9 * channels * channels));
+        let exact = columns::forward(&shape, &x, &weight);
+        let x = stored::<E>(&x);
+        let error = |isa| {
+            let convolution = Convolution::<E>::new(isa, shape, false);
+            let mut packed = vec![E::Word::default(); convolution.forward_len()];
+            convolution.pack(&weight, &mut packed);
+            let mut y = vec![E::default(); exact.len()];
+            convolution.forward(&packed, &x, &mut y, Tail::default(), None);
+            let squares = |numbers: &mut dyn Iterator<Item = f32>| -> f64 {
+                numbers.map(|number| f64::from(number).powi(2)).sum()
+            };
+            let off = squares(&mut y.iter().zip(&exact).map(|(y, exact)| y.widen() - exact));
+            (off / squares(&mut exact.iter().copied())).sqrt()
+        };
+        Isa::available().into_iter().map(error).collect()
+    }
+
+    /// Products of transformed numbers are rounded where the window's own are: a few of the last places
+    /// of f32, and of bf16, in which the transformed are stored.
+    #[test]
+    fn fewer_products_are_off_by_a_few_roundings() {
+        for channels in [16, 64] {
+            for error in errors::<f32>(channels) {
+                assert!(error < 8.0 / 2f64.powi(24), "{error:e} of f32, {channels} channels");
+            }
+            for error in errors::<Bf16>(channels) {
+                assert!(error < 1.5 / 2f64.powi(8), "{error:e} of bf16, {channels} channels");
+            }
+        }
+    }
+
     #[test]
     fn shapes_of_the_architectures_equal_the_loops_over_columns() {
         let window = |kernel, stride| Geometry { kernel, stride, padding: kernel / 2 };
@@ -492,6 +506,10 @@ mod tests {
             (2, 15, [64, 20], window(1, 1)),
             (1, 28, [3, 48], window(3, 1)),
             (33, 15, [20, 3], window(3, 1)),
+            // By Winograd's products; odd sides leave a part of the last tiles outside.
+            (7, 33, [32, 48], window(3, 1)),
+            (33, 8, [64, 16], window(3, 1)),
+            (1, 28, [48, 64], window(3, 1)),
         ] {
             check(shape(images, [side, side], channels, geometry).expect("a window fits"));
         }

@@ -6,16 +6,20 @@
 //! [`Tape`] trains and [`Served`] serves; both speak flat NHWC slices and
 //! [`HostParams`](crate::encoder::HostParams). The interpreter on candle tensors is their oracle.
 
+mod awake;
 mod convolution;
 mod indirection;
 mod kernel;
+mod method;
 mod norm;
+mod packing;
 pub mod roofline;
 mod served;
 mod sizes;
 mod sums;
 mod tape;
 mod tokens;
+mod winograd;
 
 pub use crate::ops::element::Precision;
 pub use served::Served;

@@ -6,6 +6,7 @@ mod layout;
 
 use self::fold::{Weights, fold};
 use self::layout::{Layout, Stage};
+use super::awake::awake;
 use super::kernel::tiles::Tail;
 use super::sizes::{Size, sizes};
 use super::tokens;
@@ -101,7 +102,7 @@ impl Served {
                 }
             };
             let images = &images[done * image..][..batch * image];
-            self.run(layout, spare, images, &mut features)?;
+            awake(|| self.run(layout, spare, images, &mut features))?;
             done += batch;
         }
         Ok(features)

@@ -75,10 +75,13 @@ pub(in crate::ops::native) trait Lanes: Copy {
     /// As many pairs of bf16 numbers, the first in a word's lower half.
     type Words: Copy;
 
+    /// Asks for the line of memory at `to`, which will be written; any address will do.
+    unsafe fn will_write(to: *const u8);
     unsafe fn splat(value: f32) -> Self::Vector;
     unsafe fn load(from: *const f32) -> Self::Vector;
     unsafe fn store(to: *mut f32, vector: Self::Vector);
     unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    unsafe fn subtract(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// a b + c, rounded once where the unit can.
     unsafe fn multiply_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     /// `value` in lanes where it is above `floor` or no number, else `floor`.
@@ -93,8 +96,10 @@ pub(in crate::ops::native) trait Lanes: Copy {
     unsafe fn dot(a: Self::Words, b: Self::Words, c: Self::Vector) -> Self::Vector;
     /// bf16 numbers by their bits.
     unsafe fn widen(from: *const u16) -> Self::Vector;
-    /// [`Bf16::narrow`] of each lane.
+    /// [`Bf16::narrow`] of each lane; numbers below f32's normal ones may become zero.
     unsafe fn narrow(to: *mut u16, vector: Self::Vector);
+    /// [`Lanes::narrow`] of both, beside each other: those of `first` in the words' lower halves.
+    unsafe fn narrow_pairs(to: *mut u32, first: Self::Vector, second: Self::Vector);
 }
 
 /// Four lanes of plain Rust; the baseline of every target has vectors for them.
@@ -115,6 +120,8 @@ impl Lanes for Portable {
     type Words = [u32; 4];
 
     #[inline(always)]
+    unsafe fn will_write(_: *const u8) {}
+    #[inline(always)]
     unsafe fn splat(value: f32) -> [f32; 4] {
         [value; 4]
     }
@@ -131,6 +138,10 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         Self::zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn subtract(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        Self::zip(a, b, |a, b| a - b)
     }
     #[inline(always)]
     unsafe fn multiply_add(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
@@ -174,5 +185,13 @@ impl Lanes for Portable {
         let halves = vector.map(|value| Bf16::narrow(value).bits());
         // SAFETY: the trait's contract.
         unsafe { to.cast::<[u16; 4]>().write_unaligned(halves) }
+    }
+    #[inline(always)]
+    unsafe fn narrow_pairs(to: *mut u32, first: [f32; 4], second: [f32; 4]) {
+        let words: [u32; 4] = std::array::from_fn(|lane| {
+            Bf16::narrow(first[lane]).beside(Bf16::narrow(second[lane]))
+        });
+        // SAFETY: the trait's contract.
+        unsafe { to.cast::<[u32; 4]>().write_unaligned(words) }
     }
 }

@@ -12,9 +12,11 @@ pub(super) mod product;
 mod shape;
 pub(super) mod stored;
 mod strip;
+mod tail;
 mod tile;
 pub(super) mod tiles;
 pub(super) mod weights;
+pub(super) mod winograd;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

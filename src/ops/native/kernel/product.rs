@@ -1,7 +1,7 @@
 //! A small matrix product on the calling thread, such as one head's of an image: one operand is packed
 //! block by block on the way, the other is read where it is.
 
-use super::tile::store_pair;
+use super::tail::store_pair;
 use super::{Kernel, Lanes};
 use crate::ops::isa::Isa;
 use crate::ops::matrix::{Matrix, MatrixMut, check};

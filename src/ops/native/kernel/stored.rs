@@ -47,6 +47,8 @@ pub(in crate::ops::native) trait Stored: Element {
     unsafe fn load<L: Lanes>(from: *const Self) -> L::Vector;
     /// `WIDTH` elements, rounded.
     unsafe fn store<L: Lanes>(to: *mut Self, vector: L::Vector);
+    /// `WIDTH` words of elements, rounded: `first`, and beside it `second` where a word has room for two.
+    unsafe fn store_joined<L: Lanes>(to: *mut Self::Word, first: L::Vector, second: L::Vector);
 }
 
 // SAFETY of every block below: the trait's contract, which is that of `Lanes`.
@@ -110,6 +112,11 @@ impl Stored for f32 {
     unsafe fn store<L: Lanes>(to: *mut f32, vector: L::Vector) {
         // SAFETY: see above.
         unsafe { L::store(to, vector) }
+    }
+    #[inline(always)]
+    unsafe fn store_joined<L: Lanes>(to: *mut f32, first: L::Vector, _: L::Vector) {
+        // SAFETY: see above.
+        unsafe { L::store(to, first) }
     }
 }
 
@@ -180,6 +187,11 @@ impl Stored for Bf16 {
         // SAFETY: see above.
         unsafe { L::narrow(to.cast(), vector) }
     }
+    #[inline(always)]
+    unsafe fn store_joined<L: Lanes>(to: *mut u32, first: L::Vector, second: L::Vector) {
+        // SAFETY: see above.
+        unsafe { L::narrow_pairs(to, first, second) }
+    }
 }
 
 #[cfg(test)]
@@ -189,11 +201,13 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    /// Stores floats as bf16, a vector at a time, and reads them back.
+    /// Stores floats as bf16, a vector at a time, and reads them back; and stores them as words, beside
+    /// twice themselves.
     struct RoundTrip<'a> {
         from: &'a [f32],
         stored: &'a mut [Bf16],
         read: &'a mut [f32],
+        words: &'a mut [u32],
     }
 
     impl Kernel for RoundTrip<'_> {
@@ -206,6 +220,11 @@ mod tests {
                     Bf16::store::<L>(to, L::load(self.from.as_ptr().add(start)));
                     let read = Bf16::load::<L>(to.cast_const());
                     L::store(self.read.as_mut_ptr().add(start), read);
+                    let (from, words) = (
+                        L::load(self.from.as_ptr().add(start)),
+                        self.words.as_mut_ptr().add(start),
+                    );
+                    Bf16::store_joined::<L>(words, from, L::add(from, from));
                 }
             }
         }
@@ -242,13 +261,29 @@ mod tests {
             from[..5].copy_from_slice(&special.map(f32::from_bits));
             for isa in Isa::available() {
                 let (mut stored, mut read) = (vec![Bf16::default(); 32], vec![0.0; 32]);
+                let mut words = vec![0; 32];
                 // SAFETY: 32 of each.
                 unsafe {
-                    let (stored, read) = (&mut stored, &mut read);
-                    isa.run(RoundTrip { from: &from, stored, read });
+                    let (stored, read, words) = (&mut stored, &mut read, &mut words);
+                    isa.run(RoundTrip { from: &from, stored, read, words });
+                }
+                for (&word, &from) in words.iter().zip(&from) {
+                    for (half, number) in [(word as u16, from), ((word >> 16) as u16, from + from)] {
+                        let is_zero = number.is_subnormal() && half & 0x7fff == 0;
+                        let nearest = Bf16::narrow(number).bits();
+                        prop_assert!(is_zero || number.is_nan() || half == nearest, "{} on {}", number, isa);
+                    }
                 }
                 for ((&from, stored), read) in from.iter().zip(stored).zip(read) {
-                    prop_assert_eq!(stored.bits(), Bf16::narrow(from).bits(), "{} on {}", from, isa);
+                    let nearest = Bf16::narrow(from);
+                    let is_zero = from.is_subnormal() && stored.widen() == 0.0;
+                    prop_assert!(
+                        is_zero || stored.bits() == nearest.bits(),
+                        "{:?} of {} on {}",
+                        stored,
+                        from,
+                        isa
+                    );
                     prop_assert_eq!(read.to_bits(), stored.widen().to_bits());
                 }
             }

@@ -7,13 +7,11 @@
 )]
 
 use super::stored::Stored;
-use super::tiles::{Convolution, Tail};
+use super::tail::{Accumulators, Finish, Place, Tail};
+use super::tiles::Convolution;
 use super::{Kernel, Lanes};
 use crate::ops::native::indirection::{Indirection, OUTSIDE, Part};
 use std::ops::Range;
-
-/// Channels of the widest block of any instruction set.
-const BLOCK_MAX: usize = 32;
 
 /// Blocks that tiles are taken through together, at most. A transformer's matrices sum over few channels,
 /// so that reading and writing tells: docs/PERFORMANCE.md has what four blocks gained, and what did not help.
@@ -49,9 +47,6 @@ impl<E: Stored> Kernel for Tiles<'_, E> {
     }
 }
 
-/// A tile's rows by its two vectors.
-type Accumulators<L, const R: usize> = [[<L as Lanes>::Vector; 2]; R];
-
 impl<E: Stored> Tiles<'_, E> {
     /// # Safety
     /// Every pixel of the part lies in its tensor; nobody else writes the part's blocks; the
@@ -74,6 +69,10 @@ impl<E: Stored> Tiles<'_, E> {
     #[inline(always)]
     unsafe fn group<L: Lanes, const R: usize>(&self, blocks: Range<usize>) {
         let Convolution { route, outputs, .. } = *self.convolution;
+        let (tail, output, takes_sums) = (self.tail, self.output, self.sums.is_some());
+        let finish = Finish { tail, output, outputs, takes_sums };
+        let [height, width] = route.window().output;
+        let first = self.part.first_image * height * width;
         let block = 2 * L::WIDTH;
         let group = route.indirection(self.part.first_image);
         // SAFETY: above; sums hold two runs of whole blocks.
@@ -82,9 +81,11 @@ impl<E: Stored> Tiles<'_, E> {
             for tile in self.part.tiles.clone() {
                 let (targets, valid) = (group.targets(tile), group.tiles()[tile].valid);
                 for (index, sums) in blocks.clone().zip(&mut sums) {
-                    let columns = block.min(outputs - index * block);
-                    let accumulators = self.accumulate::<L, R>(group, tile, index);
-                    self.finish::<L, R>(accumulators, targets, valid, (index, columns), sums);
+                    let column = index * block;
+                    let columns = block.min(outputs - column);
+                    let place = Place { first, targets, valid, column, columns };
+                    finish.announce::<L, R>(place);
+                    finish.tile::<L, R>(self.accumulate::<L, R>(group, tile, index), place, sums);
                 }
             }
             if let Some(place) = self.sums {
@@ -149,125 +150,5 @@ impl<E: Stored> Tiles<'_, E> {
             }
             sums
         }
-    }
-
-    /// Finishes one tile by the tail and stores it; `sums` grow by it.
-    #[inline(always)]
-    unsafe fn finish<L: Lanes, const R: usize>(
-        &self,
-        mut tile: Accumulators<L, R>,
-        targets: &[u32],
-        valid: usize,
-        (block, columns): (usize, usize),
-        sums: &mut [[L::Vector; 2]; 2],
-    ) {
-        let Convolution { route, outputs, .. } = *self.convolution;
-        let window = route.window();
-        let image = window.output[0] * window.output[1] * outputs;
-        let column = block * 2 * L::WIDTH;
-        let first = self.part.first_image * image + column;
-        // SAFETY: targets are pixels of the output, whose shape the tail's tensors have; `columns`
-        // channels from `column` on are left in each.
-        unsafe {
-            let place = |row: usize| first + *targets.get_unchecked(row) as usize * outputs;
-            // Not a closure, which would be compiled without the unit's instructions.
-            let accumulated = self.tail.accumulates.then_some(self.output.cast_const());
-            let residual = self.tail.residual.map(<[E]>::as_ptr);
-            for added in [accumulated, residual].into_iter().flatten() {
-                for row in 0..R {
-                    let values = load_pair::<L, E>(added.add(place(row)), columns);
-                    tile[row] = add_pair::<L>(tile[row], values);
-                }
-            }
-            if let Some(bias) = self.tail.bias {
-                let bias = load_pair::<L, f32>(bias.as_ptr().add(column), 2 * L::WIDTH);
-                for row in 0..R {
-                    tile[row] = add_pair::<L>(tile[row], bias);
-                }
-            }
-            if self.tail.relu {
-                let zero = L::splat(0.0);
-                for row in 0..R {
-                    tile[row] = tile[row].map(
-                        #[inline(always)]
-                        |value| L::at_least(value, zero),
-                    );
-                }
-            }
-            if let Some(output) = self.tail.passed {
-                for row in 0..R {
-                    let output = load_pair::<L, E>(output.as_ptr().add(place(row)), columns);
-                    for half in 0..2 {
-                        tile[row][half] = L::passed(tile[row][half], output[half]);
-                    }
-                }
-            }
-            if self.sums.is_some() {
-                // Kept in registers: the reference would be written in every round.
-                let mut totals = *sums;
-                for row in 0..R {
-                    if row < valid {
-                        let factor = match self.tail.factor {
-                            Some(factor) => {
-                                load_pair::<L, E>(factor.as_ptr().add(place(row)), columns)
-                            }
-                            None => tile[row],
-                        };
-                        totals[0] = add_pair::<L>(totals[0], tile[row]);
-                        for half in 0..2 {
-                            totals[1][half] =
-                                L::multiply_add(tile[row][half], factor[half], totals[1][half]);
-                        }
-                    }
-                }
-                *sums = totals;
-            }
-            for row in 0..R {
-                if row < valid {
-                    store_pair::<L, E>(self.output.add(place(row)), tile[row], columns);
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn add_pair<L: Lanes>(a: [L::Vector; 2], b: [L::Vector; 2]) -> [L::Vector; 2] {
-    // SAFETY: the caller has the isa.
-    unsafe { [L::add(a[0], b[0]), L::add(a[1], b[1])] }
-}
-
-/// `columns` elements, and zeros up to two vectors.
-#[inline(always)]
-unsafe fn load_pair<L: Lanes, E: Stored>(from: *const E, columns: usize) -> [L::Vector; 2] {
-    // SAFETY: `columns` elements can be read at `from`; a block has at most `BLOCK_MAX`.
-    unsafe {
-        if columns == 2 * L::WIDTH {
-            return [E::load::<L>(from), E::load::<L>(from.add(L::WIDTH))];
-        }
-        let mut block = [E::default(); BLOCK_MAX];
-        std::ptr::copy_nonoverlapping(from, block.as_mut_ptr(), columns);
-        [E::load::<L>(block.as_ptr()), E::load::<L>(block.as_ptr().add(L::WIDTH))]
-    }
-}
-
-/// The first `columns` elements of two vectors.
-#[inline(always)]
-pub(super) unsafe fn store_pair<L: Lanes, E: Stored>(
-    to: *mut E,
-    pair: [L::Vector; 2],
-    columns: usize,
-) {
-    // SAFETY: `columns` elements can be written at `to`; a block has at most `BLOCK_MAX`.
-    unsafe {
-        if columns == 2 * L::WIDTH {
-            E::store::<L>(to, pair[0]);
-            E::store::<L>(to.add(L::WIDTH), pair[1]);
-            return;
-        }
-        let mut block = [E::default(); BLOCK_MAX];
-        E::store::<L>(block.as_mut_ptr(), pair[0]);
-        E::store::<L>(block.as_mut_ptr().add(L::WIDTH), pair[1]);
-        std::ptr::copy_nonoverlapping(block.as_ptr(), to, columns);
     }
 }

@@ -1,6 +1,7 @@
 //! Direct convolution over the tiles of a [`Route`], shared out to the threads.
 
 use super::stored::Stored;
+pub(in crate::ops::native) use super::tail::Tail;
 use super::tile::Tiles;
 use crate::ops::isa::Isa;
 use crate::ops::native::indirection::{Part, Route};
@@ -36,26 +37,8 @@ pub(in crate::ops::native) enum Input<'a, E> {
     Columns(&'a Gather<'a, E>),
 }
 
-/// What happens to a finished output before it is stored, in this order. The tensors have the
-/// output's shape.
-#[derive(Clone, Copy, Default)]
-pub(in crate::ops::native) struct Tail<'a, E> {
-    /// Added to each channel, zero past the last one up to a whole block.
-    pub(in crate::ops::native) bias: Option<&'a [f32]>,
-    /// Whether the output's present numbers are added.
-    pub(in crate::ops::native) accumulates: bool,
-    /// Added.
-    pub(in crate::ops::native) residual: Option<&'a [E]>,
-    /// Whether numbers below zero become zero.
-    pub(in crate::ops::native) relu: bool,
-    /// Zero where this is zero or below: the gradient of a rectifier with this output.
-    pub(in crate::ops::native) passed: Option<&'a [E]>,
-    /// What the outputs are multiplied by in the second sum; themselves if nothing.
-    pub(in crate::ops::native) factor: Option<&'a [E]>,
-}
-
 /// A pointer that tasks share, each writing its own part of what it points to.
-struct Shared<T>(*mut T);
+pub(super) struct Shared<T>(pub(super) *mut T);
 
 // SAFETY: tasks write disjoint elements, which may be sent; see `convolve`.
 unsafe impl<T: Send> Send for Shared<T> {}
@@ -63,7 +46,7 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    fn pointer(&self) -> *mut T {
+    pub(super) fn pointer(&self) -> *mut T {
         self.0
     }
 }
@@ -168,10 +151,7 @@ fn check<E: Stored>(
     assert_eq!(output.len(), pixels * outputs, "output of a convolution");
     assert_eq!(weights.len(), taps * channels.div_ceil(E::PER_WORD) * blocks, "packed weights");
     assert!(zeros.len() >= channels, "zeros");
-    assert!(tail.bias.is_none_or(|bias| bias.len() == blocks), "bias");
-    for tensor in [tail.residual, tail.passed, tail.factor].into_iter().flatten() {
-        assert_eq!(tensor.len(), output.len(), "a tensor of the tail");
-    }
+    tail.check(output.len(), blocks);
     for part in route.parts() {
         assert_eq!(route.indirection(part.first_image).rows(), isa.rows(), "rows of a tile");
     }

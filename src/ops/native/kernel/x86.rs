@@ -44,6 +44,11 @@ impl Lanes for Avx2 {
     type Words = __m256i;
 
     #[inline(always)]
+    unsafe fn will_write(to: *const u8) {
+        // SAFETY: see above.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast()) }
+    }
+    #[inline(always)]
     unsafe fn splat(value: f32) -> __m256 {
         // SAFETY: see above.
         unsafe { _mm256_set1_ps(value) }
@@ -62,6 +67,11 @@ impl Lanes for Avx2 {
     unsafe fn add(a: __m256, b: __m256) -> __m256 {
         // SAFETY: see above.
         unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn subtract(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_sub_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn multiply_add(a: __m256, b: __m256, c: __m256) -> __m256 {
@@ -114,22 +124,41 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn narrow(to: *mut u16, vector: __m256) {
-        // The steps of `Bf16::narrow`.
         // SAFETY: see above.
         unsafe {
-            let bits = _mm256_castps_si256(vector);
-            let upper = _mm256_srli_epi32::<16>(bits);
-            let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
-            let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-            let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
-            let no_number = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
-            let is_none = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(vector, vector));
-            let words = _mm256_blendv_epi8(rounded, no_number, is_none);
+            let words = narrowed_256(vector);
             // Packing works within each half, whose results lie in the first and third quarter.
             let packed = _mm256_packus_epi32(words, words);
             let packed = _mm256_permute4x64_epi64::<0b10_00>(packed);
             _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
         }
+    }
+    #[inline(always)]
+    unsafe fn narrow_pairs(to: *mut u32, first: __m256, second: __m256) {
+        // SAFETY: see above.
+        unsafe {
+            let upper = _mm256_slli_epi32::<16>(narrowed_256(second));
+            _mm256_storeu_si256(to.cast(), _mm256_or_si256(narrowed_256(first), upper));
+        }
+    }
+}
+
+/// The steps of `Bf16::narrow`, each in a word of its own.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn narrowed_256(vector: __m256) -> __m256i {
+    // SAFETY: the contract above.
+    unsafe {
+        let bits = _mm256_castps_si256(vector);
+        let upper = _mm256_srli_epi32::<16>(bits);
+        let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+        let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
+        let no_number = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+        let is_none = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(vector, vector));
+        _mm256_blendv_epi8(rounded, no_number, is_none)
     }
 }
 
@@ -139,6 +168,11 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
     type Vector = __m512;
     type Words = __m512i;
 
+    #[inline(always)]
+    unsafe fn will_write(to: *const u8) {
+        // SAFETY: see above.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast()) }
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> __m512 {
         // SAFETY: see above.
@@ -158,6 +192,11 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn subtract(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn multiply_add(a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -215,9 +254,31 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
     }
     #[inline(always)]
     unsafe fn narrow(to: *mut u16, vector: __m512) {
-        // The steps of `Bf16::narrow`.
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_si256(to.cast(), Self::narrowed(vector)) }
+    }
+    #[inline(always)]
+    unsafe fn narrow_pairs(to: *mut u32, first: __m512, second: __m512) {
         // SAFETY: see above.
         unsafe {
+            let lower = _mm512_cvtepu16_epi32(Self::narrowed(first));
+            let upper = _mm512_cvtepu16_epi32(Self::narrowed(second));
+            _mm512_storeu_si512(to.cast(), _mm512_or_si512(lower, _mm512_slli_epi32::<16>(upper)));
+        }
+    }
+}
+
+impl<const HAS_BF16: bool> Avx512<HAS_BF16> {
+    /// # Safety
+    /// The processor has AVX-512 F, and BF16 where `HAS_BF16` says so.
+    #[inline(always)]
+    unsafe fn narrowed(vector: __m512) -> __m256i {
+        // SAFETY: the contract above. Both types are a register of 32 bytes.
+        unsafe {
+            if HAS_BF16 {
+                return transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(vector));
+            }
+            // The steps of `Bf16::narrow`.
             let bits = _mm512_castps_si512(vector);
             let upper = _mm512_srli_epi32::<16>(bits);
             let odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
@@ -225,8 +286,7 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
             let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
             let no_number = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
             let is_none = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(vector, vector);
-            let words = _mm512_mask_mov_epi32(rounded, is_none, no_number);
-            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(words));
+            _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_none, no_number))
         }
     }
 }
