@@ -39,12 +39,10 @@ impl<E: Stored> Convolution<E> {
         let is_fast = winograd::suits(geometry, sides, [channels, outputs]);
         let method = |window, images_alone| {
             if is_fast {
-                Method::Winograd(Grid::new(images, sides))
-            } else if images_alone {
-                Method::Taps(Route::image_by_image(window, images, isa.rows()))
-            } else {
-                Method::Taps(Route::new(window, images, isa.rows()))
+                return Method::Winograd(Grid::new(images, sides));
             }
+            let route = if images_alone { Route::image_by_image } else { Route::new };
+            Method::Taps(Box::new(route(window, images, isa.rows())))
         };
         let window = Window { input: sides, output: output_sides, geometry, is_transposed: false };
         let gathered = Window {

@@ -11,7 +11,7 @@ use crate::ops::isa::Isa;
 /// The way, laid out for a shape of images.
 pub(super) enum Method {
     /// Tap by tap; over columns where the input is gathered.
-    Taps(Route),
+    Taps(Box<Route>),
     /// By fewer products.
     Winograd(Grid),
 }
