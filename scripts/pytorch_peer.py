@@ -222,8 +222,8 @@ def encoder_rows(ours, arguments, lacks):
     """Rows of training and embedding: `ours` by the number of its cores."""
     few = 3 if arguments.quick else 7
     precisions = ["f32", "bf16"] if arguments.precision == "both" else [arguments.precision]
-    works = [(*work, precision) for precision in precisions for work in TRAINING]
-    works += [(*work, "f32") for work in EMBEDDING if "f32" in precisions]
+    works = [(*work, precision) for precision in precisions for work in TRAINING if "train" in arguments.only]
+    works += [(*work, "f32") for work in EMBEDDING if "f32" in precisions and "embed" in arguments.only]
     for work, encoder, n_images, precision in works:
         for threads in ours:
             torch.set_num_threads(threads)
@@ -258,7 +258,7 @@ def rows(arguments, lacks):
     """The rows of the table, as they are measured."""
     ours = {threads: Ours(arguments.ours, cores_of(threads)) for threads in THREADS}
     only = arguments.only
-    if "encoders" in only:
+    if "train" in only or "embed" in only:
         yield from encoder_rows(ours, arguments, lacks)
     if "views" in only:
         yield from view_rows(ours[1], arguments)
@@ -291,8 +291,8 @@ def arguments_of_the_command():
                         help="3 rounds of training instead of 7, and no torch.compile")
     parser.add_argument("--precision", choices=["f32", "bf16", "both"], default="f32",
                         help="of training; bf16 runs beside PyTorch's autocast")
-    parser.add_argument("--only", nargs="+", choices=["encoders", "views", "memory"],
-                        default=["encoders", "views", "memory"], help="which rows")
+    parser.add_argument("--only", nargs="+", choices=["train", "embed", "views", "memory"],
+                        default=["train", "embed", "views", "memory"], help="which rows")
     return parser.parse_args()
 
 
