@@ -8,6 +8,7 @@
 //! `memory` answers with the KiB by which the process grows, at most, in training steps.
 
 use selfstream::augment::{self, Augmenter, Preprocess, ViewGroup, view_rng};
+use selfstream::awake::awake;
 use selfstream::decode;
 use selfstream::encoder::{Architecture, HostParams};
 use selfstream::ops::native::{Precision, Served, Tape};
@@ -58,7 +59,7 @@ fn embed(architecture: Architecture, n_images: usize) -> Round {
         Served::new(&architecture.plan(), &params(architecture), SIDE_PX).expect("the plan fits");
     let images = noise(n_images * SIDE_PX * SIDE_PX * 3);
     Box::new(move || {
-        served.embed(&images, n_images).expect("images of its size");
+        awake(|| served.embed(&images, n_images)).expect("images of its size");
     })
 }
 

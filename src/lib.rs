@@ -12,6 +12,7 @@
 //! Modules stand in that order; each imports from those before it. In shapes, N is images, V views
 //! of an image, C channels, H and W pixels, D features, P a projection, and K negatives.
 
+pub mod awake;
 mod fault;
 pub mod isa;
 pub mod seed;

@@ -1,6 +1,7 @@
 //! One batch of views through the encoder, and the answers back to their callers.
 
 use super::worker::{Failure, View};
+use crate::awake::awake;
 use crate::metrics::{SERVER_BATCH, SERVER_IMAGES};
 use crate::snapshot::Snapshot;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -62,7 +63,7 @@ fn embed(
     let feature_dim = snapshot.encoder.feature_dim();
     let images = images.concat();
     // Encoders divide their work over rayon's current pool, which `install` makes this one.
-    let work = || pool.install(|| snapshot.encoder.embed(images, n_images));
+    let work = || pool.install(|| awake(|| snapshot.encoder.embed(images, n_images)));
     let embeddings = catch_unwind(AssertUnwindSafe(work)).map_err(|_| Fault::Panic)??;
     if feature_dim == 0 || embeddings.len() != n_images * feature_dim {
         return Err(Fault::Length { got: embeddings.len(), n_images, feature_dim });

@@ -6,7 +6,6 @@
 //! [`Tape`] trains and [`Served`] serves; both speak flat NHWC slices and
 //! [`HostParams`](crate::encoder::HostParams). The interpreter on candle tensors is their oracle.
 
-mod awake;
 mod convolution;
 mod indirection;
 mod kernel;

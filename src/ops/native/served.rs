@@ -6,7 +6,6 @@ mod layout;
 
 use self::fold::{Weights, fold};
 use self::layout::{Layout, Stage};
-use super::awake::awake;
 use super::kernel::tiles::Tail;
 use super::sizes::{Size, sizes};
 use super::tokens;
@@ -102,7 +101,7 @@ impl Served {
                 }
             };
             let images = &images[done * image..][..batch * image];
-            awake(|| self.run(layout, spare, images, &mut features))?;
+            self.run(layout, spare, images, &mut features)?;
             done += batch;
         }
         Ok(features)

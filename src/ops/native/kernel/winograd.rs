@@ -8,6 +8,7 @@
 )]
 
 mod gradient;
+mod rows;
 mod transform;
 
 pub(in crate::ops::native) use gradient::{Gradient, gradient};
@@ -54,6 +55,18 @@ impl<E: Stored> Winograd<'_, E> {
     fn part_sums(&self) -> usize {
         2 * self.blocks() * self.isa.block()
     }
+
+    /// Panics unless every index that the kernel uses lies in its slice.
+    fn check(&self, input: &[E], output: &[E], tail: &Tail<'_, E>) {
+        let Self { isa, grid, channels, outputs, weights } = *self;
+        let (padded, words) = (self.blocks() * isa.block(), channels / E::PER_WORD);
+        assert_eq!(channels % 16, 0, "channels of whole vectors");
+        assert_eq!(input.len(), grid.pixels() * channels, "input of a convolution");
+        assert_eq!(output.len(), grid.pixels() * outputs, "output of a convolution");
+        assert!(u32::try_from(grid.pixels()).is_ok(), "targets are of 32 bits");
+        assert_eq!(weights.len(), padded * POINTS * words, "packed weights");
+        tail.check(output.len(), padded);
+    }
 }
 
 /// `output [N, H, W, O]` of the convolution of `input [N, H, W, C]`, finished by `tail`. If `sums` is
@@ -69,15 +82,9 @@ pub(in crate::ops::native) fn convolve<E: Stored>(
     tail: Tail<'_, E>,
     sums: &mut [f32],
 ) {
-    let Winograd { isa, grid, channels, outputs, weights } = *winograd;
+    let Winograd { isa, grid, channels, outputs, .. } = *winograd;
     let blocks = winograd.blocks();
-    assert_eq!(channels % 16, 0, "channels of whole vectors");
-    assert_eq!(input.len(), grid.pixels() * channels, "input of a convolution");
-    assert_eq!(output.len(), grid.pixels() * outputs, "output of a convolution");
-    assert!(u32::try_from(grid.pixels()).is_ok(), "targets are of 32 bits");
-    let words = channels / E::PER_WORD;
-    assert_eq!(weights.len(), blocks * POINTS * words * isa.block(), "packed weights");
-    tail.check(output.len(), blocks * isa.block());
+    winograd.check(input, output, &tail);
     let part_sums = winograd.part_sums();
     assert!(sums.is_empty() || sums.len() == winograd.sums_len(), "sums");
     let parts = grid.parts();
@@ -184,13 +191,13 @@ impl<E: Stored> Task<'_, E> {
                     let (from, to) = (from.add(first * row), to.add(first * 2 * L::WIDTH));
                     let left = tiles - first;
                     if left > B {
-                        rows::<L, E, A>(from, row, weights, words, to);
+                        rows::multiply::<L, E, A>(from, row, weights, words, to);
                         first += A;
                     } else if left > C {
-                        rows::<L, E, B>(from, row, weights, words, to);
+                        rows::multiply::<L, E, B>(from, row, weights, words, to);
                         first += B;
                     } else {
-                        rows::<L, E, C>(from, row, weights, words, to);
+                        rows::multiply::<L, E, C>(from, row, weights, words, to);
                         first += C;
                     }
                 }
@@ -259,43 +266,6 @@ impl<E: Stored> Task<'_, E> {
                     L::store(place.add(L::WIDTH), sums[nth][1]);
                 }
             }
-        }
-    }
-}
-
-/// `to [R, block]`: R rows of `from`, `row` apart, times the `words` rows of `weights`.
-///
-/// # Safety
-/// All of that can be read and written; the processor has the unit's instructions.
-#[inline(always)]
-unsafe fn rows<L: Lanes, E: Stored, const R: usize>(
-    from: *const E,
-    row: usize,
-    weights: *const E::Word,
-    words: usize,
-    to: *mut f32,
-) {
-    // SAFETY: the contract above.
-    unsafe {
-        let mut sums = [[L::splat(0.0); 2]; R];
-        let mut weight = weights;
-        let mut rows = [from; R];
-        for nth in 0..R {
-            rows[nth] = from.add(nth * row);
-        }
-        for word in 0..words {
-            let w = [E::load_words::<L>(weight), E::load_words::<L>(weight.add(L::WIDTH))];
-            for nth in 0..R {
-                let x = E::splat_word::<L>(rows[nth].add(word * E::PER_WORD));
-                sums[nth][0] = E::dot::<L>(x, w[0], sums[nth][0]);
-                sums[nth][1] = E::dot::<L>(x, w[1], sums[nth][1]);
-            }
-            weight = weight.add(2 * L::WIDTH);
-        }
-        for nth in 0..R {
-            let to = to.add(nth * 2 * L::WIDTH);
-            L::store(to, sums[nth][0]);
-            L::store(to.add(L::WIDTH), sums[nth][1]);
         }
     }
 }

@@ -21,7 +21,7 @@ impl Drop for Watch {
 
 /// The result of `work`; until it is there, the other threads of its rayon pool look for its tasks, and
 /// rest only where there is none for a while. Outside a pool it is just the work.
-pub(super) fn awake<R>(work: impl FnOnce() -> R) -> R {
+pub fn awake<R>(work: impl FnOnce() -> R) -> R {
     let Some(own) = rayon::current_thread_index() else { return work() };
     if rayon::current_num_threads() == 1 {
         return work();
