@@ -5,6 +5,7 @@ import json
 import os
 import statistics
 import subprocess
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def measure(program, images, seed, precision, steps):
         config, summary = Path(folder) / "run.toml", Path(folder) / "summary.json"
         config.write_text(SETTINGS.format(**locals()))
         report = Path(folder) / "report.json"
-        for command in (["run", "--config", config, "--summary", summary],
+        with tarfile.open(train) as tar:
+            n_images = sum(member.isfile() for member in tar)
+        for command in (["run", "--config", config, "--summary", summary, "--stop-after", str(n_images)],
                         ["evaluate", "--train", train, "--test", test,
                          "--snapshot", f"{folder}/snapshots", "--json", report]):
             done = subprocess.run([program, *command], capture_output=True, text=True)
