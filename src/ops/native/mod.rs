@@ -1,7 +1,7 @@
 //! Runs a [`Plan`](crate::encoder::Plan) on the CPU by kernels of its own: what trains and serves
-//! there. Direct convolution over tiles, with batch norm's sums, residual, rectifier and their
-//! gradients taken in the tiles' tails, matrices as windows of one pixel; activations in buffers
-//! that are allocated once.
+//! there. Convolution over tiles, tap by tap or by Winograd's fewer products, with batch norm's sums,
+//! residual, rectifier and their gradients taken in the tiles' tails, matrices as windows of one
+//! pixel; activations in buffers that are allocated once.
 //!
 //! [`Tape`] trains and [`Served`] serves; both speak flat NHWC slices and
 //! [`HostParams`](crate::encoder::HostParams). The interpreter on candle tensors is their oracle.
