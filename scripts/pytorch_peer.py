@@ -225,6 +225,8 @@ def encoder_rows(ours, arguments, lacks):
     works = [(*work, precision) for precision in precisions for work in TRAINING if "train" in arguments.only]
     works += [(*work, "f32") for work in EMBEDDING if "f32" in precisions and "embed" in arguments.only]
     for work, encoder, n_images, precision in works:
+        if encoder not in arguments.encoder:
+            continue
         for threads in ours:
             torch.set_num_threads(threads)
             name = f"{work} {encoder}{' bf16' * (precision == 'bf16')}, {n_images} images"
@@ -267,7 +269,8 @@ def rows(arguments, lacks):
     if "memory" in only:
         pin(CORES)
         for _, encoder, n_images in TRAINING:
-            yield compare_memory(arguments.ours, encoder, n_images)
+            if encoder in arguments.encoder:
+                yield compare_memory(arguments.ours, encoder, n_images)
 
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -293,6 +296,8 @@ def arguments_of_the_command():
                         help="of training; bf16 runs beside PyTorch's autocast")
     parser.add_argument("--only", nargs="+", choices=["train", "embed", "views", "memory"],
                         default=["train", "embed", "views", "memory"], help="which rows")
+    parser.add_argument("--encoder", nargs="+", choices=[*ENCODERS], default=[*ENCODERS],
+                        help="of which encoders")
     return parser.parse_args()
 
 

@@ -30,6 +30,8 @@ pub(in crate::ops::native) trait Stored: Element {
     fn join_all(isa: Isa, first: &[Self], second: &[Self], words: &mut [Self::Word]);
     /// Elements as words, where they are.
     fn as_words(elements: &[Self]) -> Option<&[Self::Word]>;
+    /// Room for floats as room for words, which are as large.
+    fn words_in(room: &mut [f32]) -> &mut [Self::Word];
     /// The thread's buffer for the columns of few channels.
     fn columns() -> Scratch<Self>;
     /// The thread's buffers for the gradients of a weight's panel, and for its input's.
@@ -68,6 +70,9 @@ impl Stored for f32 {
     #[inline(always)]
     fn as_words(elements: &[f32]) -> Option<&[f32]> {
         Some(elements)
+    }
+    fn words_in(room: &mut [f32]) -> &mut [f32] {
+        room
     }
     fn columns() -> Scratch<f32> {
         thread_local! {
@@ -137,6 +142,10 @@ impl Stored for Bf16 {
     #[inline(always)]
     fn as_words(_: &[Bf16]) -> Option<&[u32]> {
         None
+    }
+    fn words_in(room: &mut [f32]) -> &mut [u32] {
+        // SAFETY: u32 has the size and alignment of f32, and all bits are a number of either.
+        unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast(), room.len()) }
     }
     fn columns() -> Scratch<Bf16> {
         thread_local! {

@@ -107,7 +107,9 @@ impl<E: Stored> Recording<E> {
                 self.add_gradient(index, input, dy);
             }
             (&Op::Gelu { input }, _) => {
-                tokens::pull_gelu(&self.values[input.0], &mut dy);
+                if !self.lifetimes.made_beside[index + 1] {
+                    tokens::pull_gelu(&self.values[input.0], &mut dy);
+                }
                 self.add_gradient(index, input, dy);
             }
             (&Op::Tokens { input, positions }, _) => {
@@ -150,26 +152,45 @@ impl<E: Stored> Recording<E> {
         self.add_gradient(index, input, dx);
     }
 
+    /// That of a product's weight, and of what it reads.
     fn pull_product(
         &mut self,
         params: &HostParams,
         index: usize,
-        (Value(input), weight): (Value, usize),
+        (input, weight): (Value, usize),
         dy: &[E],
         gradient: &mut [f32],
     ) -> Result<()> {
-        let (before, states) = self.states.split_at_mut(index);
-        let State::Product(product) = &states[0] else {
+        if input != self.plan.images() {
+            let mut dx = self.pull_input(params.weight(weight), index, input, dy)?;
+            if self.lifetimes.made_beside[input.0] {
+                self.make_beside(input, &mut dx);
+            }
+            self.gradients[input.0] = Some(dx);
+        }
+        let State::Product(product) = &self.states[index] else {
             bail!("operation {index} was laid out as another")
         };
         let dw = &mut gradient[params.ranges[weight].clone()];
-        product.convolution.gradient(&self.values[input], dy, dw, &mut self.scratch);
-        if Value(input) == self.plan.images() {
-            return Ok(());
-        }
+        product.convolution.gradient(&self.values[input.0], dy, dw, &mut self.room);
+        Ok(())
+    }
+
+    /// The gradient of what product `index` reads, with that of its other readers if there are any.
+    fn pull_input(
+        &mut self,
+        weight: &[f32],
+        index: usize,
+        Value(input): Value,
+        dy: &[E],
+    ) -> Result<Vec<E>> {
         let (mut dx, accumulates) = match self.gradients[input].take() {
             Some(dx) => (dx, true),
             None => (self.buffers.lend(self.sizes[input].len()), false),
+        };
+        let (before, states) = self.states.split_at_mut(index);
+        let State::Product(product) = &states[0] else {
+            bail!("operation {index} was laid out as another")
         };
         let mut tail = Tail { accumulates, ..Tail::default() };
         let mut sums = None;
@@ -182,10 +203,17 @@ impl<E: Stored> Recording<E> {
             tail.factor = Some(&*self.values[normalised]);
             sums = before[maker].norm_sums();
         }
-        let weight = (params.weight(weight), &mut self.packed[..]);
-        product.pull(weight, dy, &mut dx, tail, sums);
-        self.gradients[input] = Some(dx);
-        Ok(())
+        product.pull((weight, E::words_in(&mut self.room)), dy, &mut dx, tail, sums);
+        Ok(dx)
+    }
+
+    /// Makes a GELU's value again, and lets its gradient `dy` pass the GELU.
+    fn make_beside(&mut self, Value(value): Value, dy: &mut [E]) {
+        let mut made = self.buffers.lend(dy.len());
+        for Value(x) in self.plan.ops[value - 1].reads() {
+            tokens::gelu_again(&self.values[x], &mut made, dy);
+        }
+        self.values[value] = made;
     }
 
     fn pull_norm(

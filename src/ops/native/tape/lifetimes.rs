@@ -2,7 +2,7 @@
 //!
 //! The backward pass reads most of what the forward pass made. What a norm or a GELU made is let go
 //! after its last reader and made again from its input, which is kept anyway: one more pass over
-//! memory for a third to a half of it (Chen et al. 2016, arXiv 1604.06174, section 4, and Bulò et al.
+//! memory for a third to a half of it, or none where a GELU's is made beside its gradient (Chen et al. 2016, arXiv 1604.06174, section 4, and Bulò et al.
 //! 2018, arXiv 1712.02616, for batch norm).
 
 use crate::encoder::{Op, Plan, Value};
@@ -13,6 +13,9 @@ pub(super) struct Lifetimes {
     pub(super) let_go: Vec<Vec<usize>>,
     /// Made again before the operation's gradients are pulled.
     pub(super) made_again: Vec<Vec<usize>>,
+    /// Whether each value is made again beside its own gradient, by the one product that reads it: the GELU's
+    /// gradient is pulled in the same pass.
+    pub(super) made_beside: Vec<bool>,
     /// Let go after the operation's gradients have been pulled.
     pub(super) done: Vec<Vec<usize>>,
 }
@@ -20,7 +23,8 @@ pub(super) struct Lifetimes {
 impl Lifetimes {
     pub(super) fn new(plan: &Plan) -> Self {
         let none = || plan.ops.iter().map(|_| vec![]).collect::<Vec<_>>();
-        let mut this = Self { let_go: none(), made_again: none(), done: none() };
+        let made_beside = (0..=plan.ops.len()).map(|value| is_made_beside(plan, value)).collect();
+        let mut this = Self { let_go: none(), made_again: none(), made_beside, done: none() };
         // The images are the caller's.
         for value in 1..=plan.ops.len() {
             let wanted = wanted(plan, value);
@@ -30,7 +34,9 @@ impl Lifetimes {
                     this.done[first].push(value);
                     if let Some(reader) = last_reader.filter(|_| is_cheap(plan, value)) {
                         this.let_go[reader].push(value);
-                        this.made_again[last].push(value);
+                        if !this.made_beside[value] {
+                            this.made_again[last].push(value);
+                        }
                     }
                 }
                 // The features are for the caller to read until the backward pass.
@@ -90,6 +96,14 @@ fn is_cheap(plan: &Plan, value: usize) -> bool {
     made_from != plan.images() && !is_cheap(plan, made_from.0)
 }
 
+/// Whether `value` is a GELU's that one product reads and nothing else.
+fn is_made_beside(plan: &Plan, value: usize) -> bool {
+    let is_gelu = value > 0 && matches!(plan.ops[value - 1], Op::Gelu { .. });
+    let mut readers = readers(plan, value).map(|reader| &plan.ops[reader]);
+    let is_product = matches!(readers.next(), Some(Op::Linear { input, .. }) if input.0 == value);
+    is_gelu && is_cheap(plan, value) && is_product && readers.next().is_none()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,6 +131,12 @@ mod tests {
                 }
                 for Value(value) in plan.ops[index].reads().filter(|value| value.0 > 0) {
                     let is_read = wanted(&plan, value).contains(&index);
+                    if lifetimes.made_beside[value] {
+                        let made_from =
+                            plan.ops[value - 1].reads().all(|Value(read)| is_held[read]);
+                        assert!(!is_held[value] && made_from, "{architecture}: value {value}");
+                        continue;
+                    }
                     assert!(!is_read || is_held[value], "{architecture}: value {value}");
                 }
                 lifetimes.done[index].iter().for_each(|&value| is_held[value] = false);

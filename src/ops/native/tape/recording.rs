@@ -25,10 +25,8 @@ pub(super) struct Recording<E: Stored> {
     pub(super) values: Vec<Vec<E>>,
     pub(super) gradients: Vec<Option<Vec<E>>>,
     pub(super) buffers: Buffers<E>,
-    /// Of the gradient of a weight.
-    pub(super) scratch: Vec<f32>,
-    /// The weight of the product at work, in the order that it is read.
-    pub(super) packed: Vec<E::Word>,
+    /// Room for one product at a time: its weight in the order that it is read, or the sums of its gradient.
+    pub(super) room: Vec<f32>,
     /// The last value; a pool's means as they were before they were stored.
     pub(super) features: Vec<f32>,
 }
@@ -50,8 +48,7 @@ impl<E: Stored> Recording<E> {
             values: sizes.iter().map(|_| vec![]).collect(),
             gradients: sizes.iter().map(|_| None).collect(),
             buffers: Buffers::default(),
-            scratch: vec![],
-            packed: vec![],
+            room: vec![],
             features: vec![],
             plan: plan.clone(),
             states: states.collect::<Result<_>>()?,
@@ -66,11 +63,10 @@ impl<E: Stored> Recording<E> {
     fn make_room(&mut self) {
         for (index, op) in self.plan.ops.iter().enumerate() {
             let State::Product(product) = &self.states[index] else { continue };
-            let scratch_len = product.convolution.scratch_len().max(self.scratch.len());
-            self.scratch.resize(scratch_len, 0.0);
-            let packed_len = product.convolution.packed_len().max(self.packed.len());
-            self.packed.resize(packed_len, E::Word::default());
-            let parts_len = product.convolution.sums_len();
+            let convolution = &product.convolution;
+            let room_len = convolution.scratch_len().max(convolution.packed_len());
+            self.room.resize(room_len.max(self.room.len()), 0.0);
+            let parts_len = convolution.sums_len();
             let inputs = op.reads().filter_map(|Value(value)| value.checked_sub(1));
             for norm in inputs.chain([index + 1]).collect::<Vec<_>>() {
                 if let Some(sums) = self.states.get_mut(norm).and_then(State::norm_sums) {
@@ -123,12 +119,19 @@ impl<E: Stored> Recording<E> {
         match (&self.plan.ops[index], &mut states[index]) {
             (&Op::Convolution { input, weight: kernel, .. }, State::Product(product)) => {
                 let sums = after.first_mut().and_then(State::norm_sums);
-                product.convolve(weight(kernel), &mut self.packed, read(input), output, sums);
+                product.convolve(
+                    weight(kernel),
+                    E::words_in(&mut self.room),
+                    read(input),
+                    output,
+                    sums,
+                );
             }
             (&Op::Linear { input, weight: matrix, bias, residual }, State::Product(product)) => {
                 let affine = [weight(matrix), weight(bias)];
                 let residual = residual.map(read);
-                product.multiply(affine, &mut self.packed, read(input), residual, output);
+                let room = E::words_in(&mut self.room);
+                product.multiply(affine, room, read(input), residual, output);
             }
             (&Op::BatchNorm { input, gamma, beta, residual, relu, .. }, State::BatchNorm(norm)) => {
                 let affine = [weight(gamma), weight(beta)];

@@ -23,6 +23,8 @@ const CHUNK_FLOATS: usize = 1 << 15;
 thread_local! {
     /// What is not stored in f32, while it is computed with.
     static FLOATS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// A third such, beside the two of [`with_two`].
+    static GELU: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// `y = x Phi(x)`.
@@ -38,6 +40,19 @@ pub(super) fn pull_gelu<E: Element>(x: &[E], dy: &mut [E]) {
     let chunks = dy.par_chunks_mut(CHUNK_FLOATS).zip(x.par_chunks(CHUNK_FLOATS));
     chunks.for_each(|(dy, x)| {
         with_two(x, dy, |x, dy| simd::tokens::gelu_pull(Isa::best(), x, dy));
+    });
+}
+
+/// [`gelu`] of `x` into `y` once more, and [`pull_gelu`] of `dy`, in one pass.
+pub(super) fn gelu_again<E: Element>(x: &[E], y: &mut [E], dy: &mut [E]) {
+    let chunks = y.par_chunks_mut(CHUNK_FLOATS).zip(dy.par_chunks_mut(CHUNK_FLOATS));
+    chunks.zip(x.par_chunks(CHUNK_FLOATS)).for_each(|((y, dy), x)| {
+        let length = E::scratch_len(x.len());
+        with_scratch(&GELU, length, |scratch| {
+            let y_floats = E::floats_mut(y, scratch);
+            with_two(x, dy, |x, dy| simd::tokens::gelu_again(Isa::best(), x, y_floats, dy));
+            E::put_back(y, scratch);
+        });
     });
 }
 
