@@ -6,11 +6,14 @@
 //! an encoder, the number counts images of 32 px. The subject of `views` and `decode-views` is a JPEG
 //! file, of which two views are made, and made and decoded, 20 times; the number is their side.
 //! `memory` answers with the KiB by which the process grows, at most, in training steps.
+//!
+//! The first argument, if there is one, names the vector instructions: `portable`, say.
 
 use selfstream::augment::{self, Augmenter, Preprocess, ViewGroup, view_rng};
 use selfstream::awake::awake;
 use selfstream::decode;
 use selfstream::encoder::{Architecture, HostParams};
+use selfstream::isa::Isa;
 use selfstream::ops::native::{Precision, Served, Tape};
 use selfstream::ops::update::{Sgd, sgd};
 use std::collections::HashMap;
@@ -150,7 +153,11 @@ fn answer(line: &str, rounds: &mut HashMap<String, Option<(rayon::ThreadPool, Ro
 
 #[expect(clippy::print_stdout, reason = "stdout is the way back to the script")]
 fn main() {
-    // `cargo test --benches` asks with an argument of its own, and has no line for us.
+    // `cargo test --benches` asks with an option, and has no line for us.
+    if let Some(name) = std::env::args().skip(1).find(|argument| !argument.starts_with('-')) {
+        let isa = Isa::available().into_iter().find(|isa| isa.to_string() == name);
+        isa.expect("instructions of this processor").choose().expect("nothing has run yet");
+    }
     let mut rounds = HashMap::new();
     for line in std::io::stdin().lock().lines() {
         println!("{}", answer(&line.expect("stdin is text"), &mut rounds));

@@ -147,9 +147,9 @@ def memory_kib(encoder, n_images):
     return status_kib("VmHWM") - held
 
 
-def compare_memory(executable, encoder, n_images):
+def compare_memory(command, encoder, n_images):
     """Each side in a process of its own; the row of the table."""
-    ours = subprocess.run([executable], input=f"memory {encoder} {n_images}\n", text=True,
+    ours = subprocess.run(command, input=f"memory {encoder} {n_images}\n", text=True,
                           capture_output=True, check=True, env=our_environment())
     # An allocator that is tuned to keep memory would count against PyTorch here.
     tuned = {name: os.environ.pop(name) for name in ("LD_PRELOAD", "MALLOC_CONF") if name in os.environ}
@@ -164,10 +164,10 @@ def compare_memory(executable, encoder, n_images):
 class Ours:
     """Our executable on some cores, which does a line of work at a time."""
 
-    def __init__(self, executable, cores):
+    def __init__(self, command, cores):
         everywhere = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cores)
-        self.process = subprocess.Popen([executable], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True, env=our_environment())
         os.sched_setaffinity(0, everywhere)
 
@@ -258,7 +258,8 @@ def view_rows(ours, arguments):
 
 def rows(arguments, lacks):
     """The rows of the table, as they are measured."""
-    ours = {threads: Ours(arguments.ours, cores_of(threads)) for threads in THREADS}
+    command = [arguments.ours, *filter(None, [arguments.instructions])]
+    ours = {threads: Ours(command, cores_of(threads)) for threads in THREADS}
     only = arguments.only
     if "train" in only or "embed" in only:
         yield from encoder_rows(ours, arguments, lacks)
@@ -270,7 +271,7 @@ def rows(arguments, lacks):
         pin(CORES)
         for _, encoder, n_images in TRAINING:
             if encoder in arguments.encoder:
-                yield compare_memory(arguments.ours, encoder, n_images)
+                yield compare_memory(command, encoder, n_images)
 
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -290,6 +291,8 @@ def arguments_of_the_command():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ours", help="our executable")
     parser.add_argument("--json", metavar="FILE", help="write the rows too")
+    parser.add_argument("--instructions", metavar="NAME",
+                        help="ours: portable, avx2, avx512 or avx512bf16 instead of the best there are")
     parser.add_argument("--quick", action="store_true",
                         help="3 rounds of training instead of 7, and no torch.compile")
     parser.add_argument("--precision", choices=["f32", "bf16", "both"], default="f32",
@@ -308,7 +311,7 @@ def main():
     allocator = os.path.basename(os.environ.get("LD_PRELOAD", "")) or "the system's malloc"
     compiled = "without torch.compile (--quick)" if arguments.quick else "torch.compile among its modes"
     print(f"{processor()}, {capability}; PyTorch {torch.__version__}, {allocator}, {compiled}; "
-          "medians in ms (memory in MiB)\n")
+          f"medians in ms (memory in MiB); ours on {arguments.instructions or 'the best instructions'}\n")
     print("| work | threads | ours | PyTorch | ratio | its fastest mode |")
     print("|---|---|---|---|---|---|")
     table = []
