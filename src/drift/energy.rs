@@ -29,6 +29,12 @@ impl Distances {
         Self { n_rows, values }
     }
 
+    /// The mean distance of two different rows.
+    pub(super) fn mean(&self) -> f64 {
+        let n = self.n_rows as f64;
+        self.values.iter().map(|&value| f64::from(value)).sum::<f64>() / (n * (n - 1.0))
+    }
+
     /// The energy distance of two disjoint sets of rows, each of two or more.
     pub(super) fn energy(&self, x: &[usize], y: &[usize]) -> f64 {
         let between = |a: &[usize], b: &[usize]| -> f64 {
@@ -42,7 +48,8 @@ impl Distances {
     }
 }
 
-fn distance(a: &[f32], b: &[f32]) -> f32 {
+/// That of two rows, which are equally long.
+pub(super) fn distance(a: &[f32], b: &[f32]) -> f32 {
     // Sums of eight lanes, so that the loop can be vectorised.
     let mut sums = [0.0_f32; 8];
     let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
@@ -70,6 +77,7 @@ mod tests {
         let expected = 2.0 * between - 1.0 - 2.0;
         assert!((distances.energy(&[0, 1], &[2, 3]) - expected).abs() < 1e-6);
         assert!((distances.energy(&[2, 3], &[0, 1]) - expected).abs() < 1e-6);
+        assert!((distances.mean() - (1.0 + 3.0 + 5.0 + 2.0 + 4.0 + 2.0) / 6.0).abs() < 1e-6);
     }
 
     #[test]

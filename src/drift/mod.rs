@@ -34,7 +34,8 @@ pub struct Config {
     pub enabled: bool,
     /// Images a second that are looked at, the first ones of each second; each takes a forward pass.
     pub images_per_second: u32,
-    /// How many standard deviations above the usual distance a change lies.
+    /// How many standard deviations of the usual distance a change lies away, by a window of 64 images; by one of
+    /// 192 it is a third more.
     pub threshold: f64,
     /// Time after which the pin moves to the version that serves then.
     #[serde(with = "humantime_serde")]
@@ -52,7 +53,7 @@ impl Default for Config {
         Self {
             enabled: false,
             images_per_second: 8,
-            threshold: 7.0,
+            threshold: 9.0,
             repin_after: Duration::from_secs(600),
             loss_warning: false,
             // For rises of one standard deviation and more: that one is told after some 50 steps. How often
