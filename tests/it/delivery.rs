@@ -144,7 +144,8 @@ impl Lineage {
     /// The same by a program that runs.
     pub(crate) fn finish_by(&self, mut program: Program, n_records: u64) {
         self.await_done(&mut program, n_records);
-        assert!(program.terminate().success(), "{}", program.log());
+        let status = program.terminate();
+        assert!(status.success(), "{status}\n{}", program.log());
         let times = self.done();
         let doubled: Vec<_> = times.iter().filter(|(_, times)| **times != 1).collect();
         assert!(doubled.is_empty(), "done more than once: {doubled:?}");
