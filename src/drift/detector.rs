@@ -14,12 +14,8 @@ use std::collections::VecDeque;
 /// Images of the reference, of the windows, and between two checks, and checks in a row: chosen on PACS and
 /// CIFAR-10, see docs/RELIABILITY.md.
 const REFERENCE: usize = 384;
-const WINDOWS: [usize; 2] = [SHORTEST, LONGEST];
 const SHORTEST: usize = 64;
 const LONGEST: usize = 192;
-/// The long window's threshold over the short one's: it shares more of its error with the reference, which goes
-/// on for as long as that does.
-const LONGEST_THRESHOLD: f64 = 4.0 / 3.0;
 const EVERY: usize = 4;
 const IN_A_ROW: u32 = 3;
 /// The most images that a detector holds: one more has come before the oldest goes.
@@ -27,11 +23,21 @@ pub(super) const MOST_IMAGES: usize = REFERENCE + LONGEST + 1;
 /// How often the reference is drawn apart.
 const DRAWS: u64 = 200;
 
+/// A window of the last images.
+struct Window {
+    images: usize,
+    /// Its threshold, as a multiple of the detector's. A long window shares more of its error with the
+    /// reference, and that goes on for as long as the reference does.
+    threshold: f64,
+}
+
+const WINDOWS: [Window; 2] =
+    [Window { images: SHORTEST, threshold: 1.0 }, Window { images: LONGEST, threshold: 4.0 / 3.0 }];
+
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Check {
-    /// How many deviations a window's distance is, of the windows the most; the long one's as a share of its
-    /// threshold, times the short one's.
+    /// How many deviations a window's distance is, over the window's own `threshold`; of the windows the most.
     pub(super) score: f64,
     /// Whether it is the one that tells a change.
     pub(super) is_change: bool,
@@ -102,12 +108,12 @@ impl<I> Detector<I> {
         self.since_check = 0;
         let usual = self.usual();
         let mut greatest = f64::NEG_INFINITY;
-        for (nth, length) in WINDOWS.into_iter().enumerate() {
-            if self.window.len() < length {
+        for (nth, Window { images, threshold }) in WINDOWS.into_iter().enumerate() {
+            if self.window.len() < images {
                 continue;
             }
-            let share = if length == LONGEST { LONGEST_THRESHOLD } else { 1.0 };
-            let score = self.energy(length, usual.within) / deviation(usual, length) / share;
+            let deviations = self.energy(images, usual.within) / deviation(usual, images);
+            let score = deviations / threshold;
             greatest = greatest.max(score);
             self.in_a_row[nth] = if score > self.threshold { self.in_a_row[nth] + 1 } else { 0 };
         }
@@ -248,7 +254,7 @@ mod tests {
             detector.push(seen(number, 0.3));
         });
         let within = detector.usual().within;
-        for length in WINDOWS {
+        for Window { images: length, .. } in WINDOWS {
             let last = detector.window.iter().skip(LONGEST - length).map(|recent| &recent.seen);
             let rows: Vec<&[f32]> =
                 detector.reference.iter().chain(last).map(|seen| &seen.embedding[..]).collect();

@@ -1,9 +1,9 @@
 //! How long a training step needs each value of its plan.
 //!
-//! The backward pass reads most of what the forward pass made. What a norm or a GELU made is let go
-//! after its last reader and made again from its input, which is kept anyway: one more pass over
-//! memory for a third to a half of it, or none where a GELU's is made beside its gradient (Chen et al. 2016, arXiv 1604.06174, section 4, and Bulò et al.
-//! 2018, arXiv 1712.02616, for batch norm).
+//! The backward pass reads most of what the forward pass made. What a norm or a GELU made is let go after its
+//! last reader and made again from its input, which is kept anyway: one more pass over memory for a third to a
+//! half of it, or none where a GELU's is made beside its gradient (Chen et al. 2016, arXiv 1604.06174, section
+//! 4, and Bulò et al. 2018, arXiv 1712.02616, for batch norm).
 
 use crate::encoder::{Op, Plan, Value};
 
