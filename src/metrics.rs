@@ -219,7 +219,12 @@ pub const TABLE: &[Metric] = &[
     counter(
         "selfstream_lost_records_total",
         Unit::Count,
-        "Records that the broker dropped before we read them",
+        "Records that nobody learned: the broker dropped them, or a learner went back to before it gave them up",
+    ),
+    counter(
+        "selfstream_doubled_records_total",
+        Unit::Count,
+        "Records that another learner did too, as no checkpoint was left from before it went on",
     ),
     counter("selfstream_kafka_errors_total", Unit::Count, "Errors that Kafka's client reported"),
     counter("selfstream_commit_failures_total", Unit::Count, "Offset commits that failed"),

@@ -73,9 +73,9 @@ pub(super) fn write(
 ) -> Result<(String, PathBuf)> {
     let bytes = to_bytes(MANIFEST_KEY, &serde_json::to_string(manifest)?, arrays)?;
     let hash = blake3::hash(&bytes).to_hex();
-    // Names are in the order of time: of two of one step, more is done by the later.
-    let done = manifest.counts.done();
-    let id = format!("{:012}-{done:012}-{}", manifest.step, &hash[..HASH_DIGITS]);
+    // Names are in the order of time: of two of one step more is done by the later, or it was written later.
+    let (done, sequence) = (manifest.counts.done(), manifest.sequence);
+    let id = format!("{:012}-{done:012}-{sequence:08}-{}", manifest.step, &hash[..HASH_DIGITS]);
     let path = dir.join(format!("{id}.{EXTENSION}"));
     write_atomically(&path, &bytes)?;
     Ok((id, path))

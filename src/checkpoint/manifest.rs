@@ -25,6 +25,9 @@ pub struct Manifest {
     pub side_px: usize,
     /// Steps taken.
     pub step: u64,
+    /// Checkpoints that this learner wrote before, over restarts.
+    #[serde(default)]
+    pub sequence: u64,
     /// Time spent training, over restarts.
     #[serde(with = "humantime_serde")]
     pub trained: Duration,

@@ -26,6 +26,7 @@ pub use writer::{Folder, Writer};
 use crate::encoder::NamedArrays;
 use crate::replay::Entry;
 use crate::setting::{Invalid, within};
+use crate::source::offsets::NextOffsets;
 use anyhow::{Context, Result};
 use segments::Segments;
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,30 @@ pub struct Unwritten {
     pub arrays: NamedArrays,
     /// The replayed images that `manifest` names and that no segment holds yet.
     pub segment: Option<NewSegment>,
+    /// The checkpoint that was committed last, if one is known to have been: it is kept, and all since.
+    pub committed: Option<String>,
+}
+
+/// What to go back to: the newest checkpoint that is whole and is so.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Back {
+    /// Of at most so many steps; if there is none, the oldest.
+    Before(u64),
+    /// Where these partitions go on exactly there; if there is none, the newest of all.
+    At(NextOffsets),
+}
+
+impl Back {
+    fn is_good(&self, manifest: &Manifest) -> bool {
+        match self {
+            Self::Before(step) => manifest.step <= *step,
+            Self::At(ends) => {
+                let left = manifest.left();
+                let next = |partition| left.get(partition).map(|left| left.next);
+                ends.iter().all(|(partition, end)| next(partition) == Some(*end))
+            }
+        }
+    }
 }
 
 /// A checkpoint that is on disk.
@@ -167,18 +192,18 @@ impl Checkpoints {
         }
     }
 
-    /// The newest whole checkpoint of at most `step` steps, or the oldest whole one. Newer ones are
-    /// removed: a restart is not to begin from what was gone back from.
+    /// The checkpoint to go back to, if there is any. Newer ones are removed: a restart is not to begin from
+    /// what was gone back from.
     ///
     /// # Errors
     /// Whatever the file system reports.
-    pub fn go_back(&mut self, step: u64) -> Result<Option<Restored>> {
+    pub fn go_back(&mut self, back: &Back) -> Result<Option<Restored>> {
         let mut newer = vec![];
         let mut found = None;
         for path in list(&self.dir)? {
             match self.load(&path) {
                 Ok(restored) => {
-                    let is_good = restored.checkpoint.manifest.step <= step;
+                    let is_good = back.is_good(&restored.checkpoint.manifest);
                     if let Some((older, _)) = found.replace((path, restored)) {
                         newer.push(older);
                     }
@@ -188,6 +213,10 @@ impl Checkpoints {
                 }
                 Err(error) => warn_of_damage(&path, &error),
             }
+        }
+        let is_good = |restored: &Restored| back.is_good(&restored.checkpoint.manifest);
+        if matches!(back, Back::At(_)) && !found.as_ref().is_some_and(|(_, found)| is_good(found)) {
+            return self.load_newest();
         }
         for path in newer {
             self.remove(&path)?;
@@ -207,20 +236,26 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Writes a checkpoint, its new segment first, and removes all but the newest few.
+    /// Writes a checkpoint, its new segment first, and removes all but the newest few and those since the one
+    /// that was committed last.
     ///
     /// # Errors
     /// Whatever the file system reports; the checkpoints before stay as they were.
     pub fn write(&mut self, unwritten: &Unwritten) -> Result<Written> {
         let began = Instant::now();
-        let Unwritten { manifest, arrays, segment } = unwritten;
+        let Unwritten { manifest, arrays, segment, committed } = unwritten;
         if let Some(segment) = segment {
             self.segments.write(segment)?;
         }
         let (id, path) = file::write(&self.dir, manifest, arrays)?;
         self.named.insert(path, Some(segments::named_by(manifest)));
-        for old in list(&self.dir)?.into_iter().skip(self.keep) {
-            self.remove(&old)?;
+        let paths = list(&self.dir)?;
+        let is_committed =
+            |path: &PathBuf| path.file_stem().is_some_and(|id| committed.as_deref() == id.to_str());
+        if let Some(committed) = paths.iter().position(is_committed) {
+            for old in paths.into_iter().skip(self.keep.max(committed + 1)) {
+                self.remove(&old)?;
+            }
         }
         let named: Option<Vec<_>> = self.named.values().cloned().collect();
         let removed_segments = match named {
@@ -276,6 +311,7 @@ mod tests {
             architecture: "slim-resnet".into(),
             side_px: 32,
             step,
+            sequence: 0,
             trained: Duration::from_millis(1500),
             restarted_at: 1,
             counts: Counts { learned: step * 64, refused: 3, skipped: 1 },
@@ -310,8 +346,12 @@ mod tests {
     fn save(folder: &mut (Checkpoints, Places), step: u64, entries: &mut [Entry]) {
         let (checkpoints, places) = folder;
         let segment = places.assign(&mut entries.iter_mut().collect::<Vec<_>>());
+        // What was written last has been committed since.
+        let newest = list(&checkpoints.dir).unwrap().into_iter().next();
+        let committed = newest.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
         let (manifest, arrays) = (manifest(step, entries, 1), arrays(step as f32));
-        let written = checkpoints.write(&Unwritten { manifest, arrays, segment }).unwrap();
+        let unwritten = Unwritten { manifest, arrays, segment, committed };
+        let written = checkpoints.write(&unwritten).unwrap();
         places.forget(&written.removed_segments);
     }
 
@@ -375,7 +415,7 @@ mod tests {
             let mut checkpoints = Checkpoints::open(&config).unwrap();
             let mut entries = vec![entry(0, 10), entry(1, 20)];
             [10, 20, 30].into_iter().for_each(|step| save(&mut checkpoints, step, &mut entries));
-            let restored = checkpoints.0.go_back(good_step).unwrap().unwrap();
+            let restored = checkpoints.0.go_back(&Back::Before(good_step)).unwrap().unwrap();
             assert_eq!(restored.checkpoint.manifest, manifest(expected, &entries, 1));
             let left: Vec<u64> = (1..=expected / 10).rev().map(|n| 10 * n).collect();
             assert_eq!(steps(dir.path()), left, "good until {good_step}");
@@ -384,7 +424,7 @@ mod tests {
             assert!(newest(dir.path()).unwrap().is_some());
         }
         let empty = tempfile::tempdir().unwrap();
-        assert!(open(empty.path()).0.go_back(10).unwrap().is_none());
+        assert!(open(empty.path()).0.go_back(&Back::Before(10)).unwrap().is_none());
     }
 
     /// Nothing goes on from an older checkpoint beside one that this program does not understand.
@@ -420,19 +460,55 @@ mod tests {
         assert_eq!(restored.entries.len() + restored.pending.len(), entries.len());
     }
 
-    /// While records are refused the step stays, and what is done grows.
+    fn unwritten(manifest: Manifest, committed: Option<&str>) -> Unwritten {
+        let committed = committed.map(str::to_owned);
+        Unwritten { manifest, arrays: arrays(1.0), segment: None, committed }
+    }
+
+    /// While records are refused the step stays, and what is done grows; where partitions come and go not
+    /// even that does.
     #[test]
     fn of_two_checkpoints_of_one_step_the_later_is_the_newest() {
         let dir = tempfile::tempdir().unwrap();
         let mut checkpoints = open(dir.path());
-        for refused in 0..12 {
-            let counts = Counts { refused, ..Counts::default() };
-            let manifest = Manifest { counts, ..manifest(3, &[], 0) };
-            let unwritten = Unwritten { manifest, arrays: arrays(1.0), segment: None };
-            checkpoints.0.write(&unwritten).unwrap();
+        for sequence in 0..12 {
+            let counts = Counts { refused: sequence / 2, ..Counts::default() };
+            let manifest = Manifest { counts, sequence, ..manifest(3, &[], 0) };
+            checkpoints.0.write(&unwritten(manifest, None)).unwrap();
             let found = newest(dir.path()).unwrap().unwrap().checkpoint.manifest;
-            assert_eq!(found.counts, counts);
+            assert_eq!((found.counts, found.sequence), (counts, sequence));
         }
+    }
+
+    /// Another learner may have gone on from it.
+    #[test]
+    fn the_checkpoint_that_was_committed_last_stays_and_can_be_gone_back_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut checkpoints, _) = open(dir.path());
+        let at = |step: u64| Manifest {
+            offsets: vec![PartitionOffset {
+                partition: Partition { topic: "images".into(), partition: 0 },
+                next: 10 * step as i64,
+                done_ahead: BTreeSet::new(),
+            }],
+            ..manifest(step, &[], 0)
+        };
+        let steps = |dir: &Path| -> Vec<u64> {
+            list(dir).unwrap().iter().map(|p| file::read(p).unwrap().manifest.step).collect()
+        };
+        let mut write = |step, committed: Option<&str>| {
+            checkpoints.write(&unwritten(at(step), committed)).unwrap().id
+        };
+        let ids: Vec<String> = (1..=4).map(|step| write(step, None)).collect();
+        assert_eq!(steps(dir.path()), [4, 3, 2, 1], "none is known to have been committed");
+        write(5, Some(&ids[1]));
+        assert_eq!(steps(dir.path()), [5, 4, 3, 2], "and the second was");
+        let ends = |end| Back::At([(at(0).offsets[0].partition.clone(), end)].into());
+        let step = |restored: Option<Restored>| restored.unwrap().checkpoint.manifest.step;
+        assert_eq!(step(checkpoints.go_back(&ends(25)).unwrap()), 5, "none ends there");
+        assert_eq!(steps(dir.path()), [5, 4, 3, 2]);
+        assert_eq!(step(checkpoints.go_back(&ends(30)).unwrap()), 3);
+        assert_eq!(steps(dir.path()), [3, 2]);
     }
 
     #[test]
@@ -457,7 +533,7 @@ mod tests {
         let (id, path) = file::write(dir.path(), &next, &arrays(2.0)).unwrap();
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        let unwritten = Unwritten { manifest: next, arrays: arrays(2.0), segment: None };
+        let unwritten = Unwritten { arrays: arrays(2.0), ..unwritten(next, None) };
         let error = format!("{:#}", checkpoints.0.write(&unwritten).unwrap_err());
         assert!(error.contains(&id), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before + 1, "but for that folder");

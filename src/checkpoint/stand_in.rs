@@ -1,6 +1,8 @@
 //! A checkpoint folder that waits to be let, for tests of what happens meanwhile.
 
-use super::{Checkpoints, Config, FORMAT, Folder, Manifest, Restored, Unwritten, Writer, Written};
+use super::{
+    Back, Checkpoints, Config, FORMAT, Folder, Manifest, Restored, Unwritten, Writer, Written,
+};
 use crate::encoder::NamedArrays;
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -17,8 +19,8 @@ impl Folder for Gated {
         self.checkpoints.write(unwritten)
     }
 
-    fn go_back(&mut self, step: u64) -> Result<Option<Restored>> {
-        self.checkpoints.go_back(step)
+    fn go_back(&mut self, back: &Back) -> Result<Option<Restored>> {
+        self.checkpoints.go_back(back)
     }
 }
 
@@ -34,7 +36,7 @@ pub(crate) fn gated(dir: &Path) -> (Writer, mpsc::Sender<Result<()>>) {
 /// A checkpoint of step `step` with nothing else in it.
 pub(crate) fn unwritten(step: u64) -> Unwritten {
     let manifest = Manifest { format: FORMAT, step, ..Manifest::default() };
-    Unwritten { manifest, arrays: NamedArrays::new(), segment: None }
+    Unwritten { manifest, arrays: NamedArrays::new(), segment: None, committed: None }
 }
 
 /// Whether `dir` holds the checkpoint `id`, under its own name.

@@ -3,7 +3,7 @@
 //! It alone touches the folder, and does one thing at a time, in the order that it is asked. At most one
 //! write is in flight: the copy that it is made from is as large as everything that learning changes.
 
-use super::{Checkpoints, Restored, Unwritten, Written};
+use super::{Back, Checkpoints, Restored, Unwritten, Written};
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use std::thread::JoinHandle;
 use tokio::sync::mpsc::error::TryRecvError;
@@ -22,7 +22,7 @@ pub trait Folder: Send {
     ///
     /// # Errors
     /// Whatever the file system reports.
-    fn go_back(&mut self, step: u64) -> Result<Option<Restored>>;
+    fn go_back(&mut self, back: &Back) -> Result<Option<Restored>>;
 }
 
 impl Folder for Checkpoints {
@@ -30,14 +30,14 @@ impl Folder for Checkpoints {
         Self::write(self, unwritten)
     }
 
-    fn go_back(&mut self, step: u64) -> Result<Option<Restored>> {
-        Self::go_back(self, step)
+    fn go_back(&mut self, back: &Back) -> Result<Option<Restored>> {
+        Self::go_back(self, back)
     }
 }
 
 enum Ask {
     Write(Box<Unwritten>),
-    GoBack { step: u64, reply: oneshot::Sender<Result<Option<Restored>>> },
+    GoBack { back: Back, reply: oneshot::Sender<Result<Option<Restored>>> },
 }
 
 /// The learner's end of the thread. Dropping it waits for the write in flight.
@@ -125,10 +125,10 @@ impl Writer {
     ///
     /// # Errors
     /// Whatever the file system reports; a thread that has ended.
-    pub fn go_back(&mut self, step: u64) -> Result<Option<Restored>> {
+    pub fn go_back(&mut self, back: Back) -> Result<Option<Restored>> {
         let (reply, restored) = oneshot::channel();
         let asks = self.asks.as_ref().ok_or_else(ended)?;
-        asks.blocking_send(Ask::GoBack { step, reply }).map_err(|_| ended())?;
+        asks.blocking_send(Ask::GoBack { back, reply }).map_err(|_| ended())?;
         restored.blocking_recv().map_err(|_| ended())?
     }
 
@@ -164,7 +164,7 @@ fn work(
     while let Some(ask) = asked.blocking_recv() {
         let is_heard = match ask {
             Ask::Write(unwritten) => tell.blocking_send(folder.write(&unwritten)).is_ok(),
-            Ask::GoBack { step, reply } => reply.send(folder.go_back(step)).is_ok(),
+            Ask::GoBack { back, reply } => reply.send(folder.go_back(&back)).is_ok(),
         };
         if !is_heard {
             break;
@@ -255,11 +255,11 @@ mod tests {
         let (mut writer, gate) = gated(dir.path());
         writer.begin(unwritten(1)).unwrap();
         gate.blocking_send(Ok(())).unwrap();
-        assert_eq!(step_of(writer.go_back(5).unwrap()), 1);
+        assert_eq!(step_of(writer.go_back(Back::Before(5)).unwrap()), 1);
         assert!(writer.finish().unwrap().is_some(), "it is still to be heard of");
         writer.begin(unwritten(9)).unwrap();
         gate.blocking_send(Ok(())).unwrap();
-        assert_eq!(step_of(writer.go_back(5).unwrap()), 1);
+        assert_eq!(step_of(writer.go_back(Back::Before(5)).unwrap()), 1);
         let gone = writer.finish().unwrap().unwrap();
         assert!(!is_there(dir.path(), &gone.id), "what was gone back from is no more");
     }
@@ -281,14 +281,14 @@ mod tests {
             fn write(&mut self, _: &Unwritten) -> Result<Written> {
                 panic!("this test wants it")
             }
-            fn go_back(&mut self, _: u64) -> Result<Option<Restored>> {
+            fn go_back(&mut self, _: &Back) -> Result<Option<Restored>> {
                 Ok(None)
             }
         }
         let mut writer = Writer::start(Broken).unwrap();
-        assert!(writer.go_back(1).unwrap().is_none());
+        assert!(writer.go_back(Back::Before(1)).unwrap().is_none());
         writer.begin(unwritten(1)).unwrap();
         assert!(writer.finish().unwrap_err().to_string().contains("has ended"));
-        assert!(writer.go_back(1).unwrap_err().to_string().contains("has ended"));
+        assert!(writer.go_back(Back::Before(1)).unwrap_err().to_string().contains("has ended"));
     }
 }

@@ -202,11 +202,6 @@ impl Arrivals {
         }
     }
 
-    /// Marks an image as learned.
-    pub(super) fn learned(&mut self, origin: &Origin, generation: u64) {
-        self.tracker.done(origin, generation);
-    }
-
     /// Takes the `n` fresh images that are first in line.
     pub(super) fn take(&mut self, n: usize) -> Vec<Fresh> {
         self.lineup.take(n)
@@ -276,6 +271,10 @@ impl Arrivals {
 
     pub(super) fn tracker(&self) -> &OffsetTracker {
         &self.tracker
+    }
+
+    pub(super) fn tracker_mut(&mut self) -> &mut OffsetTracker {
+        &mut self.tracker
     }
 
     pub(super) fn received(&self) -> u64 {

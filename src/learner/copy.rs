@@ -61,6 +61,8 @@ impl Parts<'_> {
             architecture: trainer.plan().architecture.clone(),
             side_px,
             step: steps,
+            // Numbered as it is handed over.
+            sequence: 0,
             trained,
             restarted_at,
             counts: self.counts,
@@ -84,7 +86,7 @@ impl Parts<'_> {
         };
         let mut arrays = trainer.to_arrays()?;
         arrays.extend(replay_arrays((replay, repeats), pending));
-        let unwritten = Unwritten { manifest, arrays, segment };
+        let unwritten = Unwritten { manifest, arrays, segment, committed: None };
         Ok(Copied { unwritten, offsets: tracker.assigned_offsets() })
     }
 }

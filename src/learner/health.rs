@@ -212,6 +212,14 @@ impl Health {
         self.show();
     }
 
+    /// Begins anew at `step`, an older one, to which nothing went wrong.
+    pub(super) fn given_way(&mut self, step: u64) {
+        self.losses.clear();
+        (self.steps_not_taken, self.candidates_refused) = (0, 0);
+        self.good_step = step;
+        self.show();
+    }
+
     /// The share of the learning rate that step `step` is taken with; forgets rollbacks that are long
     /// past.
     pub(super) fn rate_share(&mut self, step: u64) -> f64 {

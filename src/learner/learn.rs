@@ -119,7 +119,7 @@ impl Learner {
         let mut sketches = sketches.into_iter();
         for (index, fresh) in fresh.into_iter().enumerate() {
             let Fresh { origin, generation, bytes, timestamp_ms, .. } = fresh;
-            self.arrivals.learned(&origin, generation);
+            self.arrivals.tracker_mut().done(&origin, generation);
             self.publisher.learned(timestamp_ms);
             let sketch = sketches.next();
             let print = fingerprints.get(index);

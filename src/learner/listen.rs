@@ -2,7 +2,8 @@
 
 use super::Learner;
 use crate::sink::dead_letter::Acknowledged;
-use crate::source::{Commit, Control};
+use crate::source::offsets::ends;
+use crate::source::{Assigned, Commit, Control};
 use anyhow::Result;
 use std::time::{Duration, Instant};
 use tracing::warn;
@@ -120,23 +121,29 @@ impl Learner {
 
     pub(super) fn answer(&mut self, control: Control) -> Result<()> {
         match control {
-            Control::Assign { candidates, reply } => {
+            // A source that no longer waits for an answer has ended.
+            Control::Known { reply } => drop(reply.send(self.arrivals.tracker().known())),
+            Control::Assign { candidates, elsewhere, reply } => {
+                self.give_way(ends(&candidates, &elsewhere, self.state.learner_id()))?;
                 let starts = self.arrivals.assign(candidates);
                 // What was taken of a partition that begins anew will come again.
                 self.take_order_back()?;
-                // A source that no longer waits has ended.
-                drop(reply.send(starts));
+                // On disk before we answer: from now on a restart is to know where they began.
+                let commit = self.write_checkpoint()?;
+                drop(reply.send(Assigned { starts, commit }));
             }
             Control::Revoke { partitions, reply } => {
                 self.arrivals.revoke(&partitions);
                 self.take_order_back()?;
                 // On disk before we answer, whatever is in flight: the next owner begins from its offsets.
                 let mut commit = self.write_checkpoint()?;
-                let next = self.arrivals.tracker().next_offsets();
-                let revoked = next.into_iter().filter(|(key, _)| partitions.contains(key));
-                commit.offsets = revoked.collect();
+                let tracker = self.arrivals.tracker();
+                let next = tracker.next_offsets().into_iter();
+                let ours = next.filter(|(key, _)| partitions.contains(key) || tracker.has(key));
+                commit.offsets = ours.collect();
                 drop(reply.send(commit));
             }
+            Control::Committed { checkpoint_id } => self.state.committed(checkpoint_id),
         }
         Ok(())
     }

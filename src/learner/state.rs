@@ -4,7 +4,7 @@ use super::copy::{Copied, Parts};
 use super::schedule::Progress;
 use super::trainer::Trainer;
 use super::vitals::CheckpointCost;
-use crate::checkpoint::{self, Checkpoints, Manifest, Places, Restored, Writer, Written};
+use crate::checkpoint::{self, Back, Checkpoints, Manifest, Places, Restored, Writer, Written};
 use crate::source::Commit;
 use crate::source::offsets::NextOffsets;
 use anyhow::{Context, Result, ensure};
@@ -24,8 +24,12 @@ pub(super) struct State {
     every: Duration,
     /// When the last copy was taken.
     copied_at: Instant,
-    /// What may be committed once the checkpoint in flight is written.
-    in_flight: Option<NextOffsets>,
+    /// What may be committed once the checkpoint in flight is written, and how many were written before.
+    in_flight: Option<(NextOffsets, u64)>,
+    /// Checkpoints written, over restarts.
+    sequence: u64,
+    /// The checkpoint that was committed last.
+    committed: Option<String>,
     has_said_late: bool,
     opened_at: Instant,
     cost: CheckpointCost,
@@ -40,7 +44,10 @@ impl State {
         let (mut checkpoints, places) = Checkpoints::open(config)?;
         let restored = checkpoints.load_newest()?;
         let writer = Writer::start(checkpoints)?;
-        Ok((Self::new((writer, places), config.every, learner_id, side_px), restored))
+        let mut state = Self::new((writer, places), config.every, learner_id, side_px);
+        let sequence = |restored: &Restored| restored.checkpoint.manifest.sequence + 1;
+        state.sequence = restored.as_ref().map_or(0, sequence);
+        Ok((state, restored))
     }
 
     fn new(
@@ -57,18 +64,29 @@ impl State {
             every,
             copied_at: Instant::now(),
             in_flight: None,
+            sequence: 0,
+            committed: None,
             has_said_late: false,
             opened_at: Instant::now(),
             cost: CheckpointCost::default(),
         }
     }
 
-    /// The checkpoint to go back to when what came after step `good_step` has gone wrong. The one in flight
-    /// is waited for, and never committed: it may be what is gone back from.
-    pub(super) fn go_back(&mut self, good_step: u64) -> Result<Restored> {
+    /// The checkpoint to go back to. The one in flight is waited for, and never committed: it may be what is
+    /// gone back from.
+    pub(super) fn go_back(&mut self, back: Back) -> Result<Restored> {
         self.finish()?;
-        let restored = self.writer.go_back(good_step)?;
+        let restored = self.writer.go_back(back)?;
         restored.context("no checkpoint is there to go back to")
+    }
+
+    pub(super) fn learner_id(&self) -> &str {
+        &self.learner_id
+    }
+
+    /// Notes that what the checkpoint of this name holds has been committed.
+    pub(super) fn committed(&mut self, checkpoint_id: String) {
+        self.committed = Some(checkpoint_id);
     }
 
     pub(super) fn is_due(&self) -> bool {
@@ -95,9 +113,12 @@ impl State {
         Ok(())
     }
 
-    fn hand_over(&mut self, Copied { unwritten, offsets }: Copied) -> Result<()> {
+    fn hand_over(&mut self, Copied { mut unwritten, offsets }: Copied) -> Result<()> {
+        unwritten.manifest.sequence = self.sequence;
+        unwritten.committed.clone_from(&self.committed);
         self.writer.begin(unwritten)?;
-        self.in_flight = Some(offsets);
+        self.in_flight = Some((offsets, self.sequence));
+        self.sequence += 1;
         Ok(())
     }
 
@@ -131,8 +152,9 @@ impl State {
         self.cost.writing += took;
         histogram!("selfstream_checkpoint_seconds").record(took.as_secs_f64());
         debug!(checkpoint_id, ?took, "checkpoint written");
-        let offsets = self.in_flight.take().expect("a copy is handed over with its offsets");
-        Commit { offsets, learner_id: self.learner_id.clone(), checkpoint_id }
+        let in_flight = self.in_flight.take();
+        let (offsets, sequence) = in_flight.expect("a copy is handed over with its offsets");
+        Commit { offsets, learner_id: self.learner_id.clone(), checkpoint_id, sequence }
     }
 
     fn note_held_up(&mut self, began: Instant) {
@@ -282,7 +304,7 @@ mod tests {
             state.hand_over(copied(step)).unwrap();
             gate.blocking_send(Ok(())).unwrap();
         }
-        assert_eq!(state.go_back(5).unwrap().checkpoint.manifest.step, 1);
+        assert_eq!(state.go_back(Back::Before(5)).unwrap().checkpoint.manifest.step, 1);
         assert_eq!(state.poll().unwrap(), None);
         let left = fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(left, 1, "what was in flight came to disk, and was gone back from");

@@ -5,7 +5,7 @@
 
 use super::collection::Collection;
 use super::offsets::{Candidate, Partition, Start};
-use super::{Link, Offer, Origin, Record, Source, Told};
+use super::{Assigned, LearnerLink, Link, Offer, Origin, Record, Source, Told};
 use crate::setting::{Invalid, within};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -105,16 +105,26 @@ impl Source for Folder {
                 continue;
             }
             info!(images = self.high(), "the folder has been streamed");
-            // The commits of a folder are its checkpoints: only going back means more to read.
             loop {
-                match link.told.blocking_recv() {
-                    Some(Told::WentBack) => break,
-                    Some(Told::Written(_)) => {}
-                    None => return Ok(()),
+                let Some(told) = link.told.blocking_recv() else { return Ok(()) };
+                if has_gone_back(&link.learner, told) {
+                    break;
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// Whether the learner tells that it has gone back. The commits of a folder are its checkpoints.
+fn has_gone_back(learner: &LearnerLink, told: Told) -> bool {
+    match told {
+        Told::WentBack => true,
+        Told::Written(commit) => {
+            // A learner that has ended keeps no more checkpoints.
+            drop(learner.committed(commit.checkpoint_id));
+            false
+        }
     }
 }
 
@@ -129,7 +139,9 @@ impl Folder {
         let partition = Partition { topic: Arc::from("folder"), partition: 0 };
         let (committed, high) = (None, self.high());
         let candidate = Candidate { partition, committed, low: 0, high, default: 0 };
-        let Ok(mut starts) = link.learner.assign(vec![candidate]) else { return Ok(None) };
+        let Ok(assigned) = link.learner.assign(vec![candidate], vec![]) else { return Ok(None) };
+        let Assigned { mut starts, commit } = assigned;
+        has_gone_back(&link.learner, Told::Written(commit));
         match (starts.pop(), starts.len()) {
             (Some(start), 0) => Ok(Some(start)),
             (_, others) => bail!("one partition asked for, {others} others given"),
@@ -147,7 +159,9 @@ impl Folder {
             }
             let mut record = self.record(&order, &start.partition, (offset, start.generation))?;
             loop {
-                if let Ok(Told::WentBack) = link.told.try_recv() {
+                if let Ok(told) = link.told.try_recv()
+                    && has_gone_back(&link.learner, told)
+                {
                     return Ok(false);
                 }
                 match link.records.offer(record, WAIT) {

@@ -1,10 +1,10 @@
 //! Where images come from.
 //!
 //! The contract of a source: it hands records on in the order of their offsets within a partition,
-//! asks the learner where to begin before it reads a partition, tells it before it gives one up,
-//! and tells the broker what is done only when a checkpoint has been written. When the learner has gone
-//! back to an older checkpoint, it asks anew where each partition begins. It stops soon after `stop` is
-//! cancelled, but goes on committing until the learner has ended.
+//! asks the learner where to begin before it reads a partition, commits what it is told before it does, tells it
+//! before it gives one up, and tells the broker what is done only when a checkpoint has been written. It says
+//! what has been committed. When the learner has gone back to an older checkpoint, it asks anew where each
+//! partition begins. It stops soon after `stop` is cancelled, but goes on committing until the learner has ended.
 //!
 //! To add a source:
 //! 1. write `src/source/NAME.rs` with its `Config` and an impl of [`Source`];
@@ -105,24 +105,47 @@ pub struct Commit {
     pub learner_id: String,
     /// The checkpoint that holds them.
     pub checkpoint_id: String,
+    /// How many checkpoints the learner had written before: of two commits the later has the larger.
+    pub sequence: u64,
+}
+
+/// The learner's answer to an assignment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assigned {
+    /// Where each partition starts.
+    pub starts: Vec<offsets::Start>,
+    /// What is to be committed before anything of them is read.
+    pub commit: Commit,
 }
 
 /// What a source asks of the learner.
 #[derive(Debug)]
 pub enum Control {
+    /// Which partitions did it ever have?
+    Known {
+        /// They.
+        reply: oneshot::Sender<Vec<Partition>>,
+    },
     /// These partitions will be read: where does each start?
     Assign {
         /// What the source knows of each.
         candidates: Vec<offsets::Candidate>,
+        /// What it knows of the others that the learner ever had, and has no more.
+        elsewhere: Vec<offsets::Elsewhere>,
         /// Where each starts.
-        reply: oneshot::Sender<Vec<offsets::Start>>,
+        reply: oneshot::Sender<Assigned>,
     },
     /// These partitions are being given up: forget what is in flight, write a checkpoint.
     Revoke {
         /// Which.
         partitions: Vec<Partition>,
-        /// What to commit of them.
+        /// What to commit: they, and those that are kept.
         reply: oneshot::Sender<Commit>,
+    },
+    /// What the checkpoint of this name holds has been committed.
+    Committed {
+        /// See [`Commit::checkpoint_id`].
+        checkpoint_id: String,
     },
 }
 
@@ -142,16 +165,34 @@ impl LearnerLink {
         (Self(sender), receiver)
     }
 
-    /// Asks where to start reading `candidates`; blocks for up to one training step.
+    /// Every partition that the learner ever had.
+    ///
+    /// # Errors
+    /// The learner has ended.
+    pub fn known(&self) -> Result<Vec<Partition>, LearnerEnded> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Control::Known { reply }, answer)
+    }
+
+    /// Asks where to start reading `candidates`; blocks for up to one training step and a checkpoint.
     ///
     /// # Errors
     /// The learner has ended.
     pub fn assign(
         &self,
         candidates: Vec<offsets::Candidate>,
-    ) -> Result<Vec<offsets::Start>, LearnerEnded> {
+        elsewhere: Vec<offsets::Elsewhere>,
+    ) -> Result<Assigned, LearnerEnded> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Control::Assign { candidates, reply }, answer)
+        self.ask(Control::Assign { candidates, elsewhere, reply }, answer)
+    }
+
+    /// Says that what a checkpoint holds has been committed.
+    ///
+    /// # Errors
+    /// The learner has ended.
+    pub fn committed(&self, checkpoint_id: String) -> Result<(), LearnerEnded> {
+        self.0.blocking_send(Control::Committed { checkpoint_id }).map_err(|_| LearnerEnded)
     }
 
     /// Gives `partitions` up; blocks until the checkpoint of them is written.

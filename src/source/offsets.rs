@@ -6,6 +6,10 @@
 //! prefix (a refused record whose neighbours still wait to be learned) is remembered beside it, so that it is
 //! not done again when reading begins at the prefix's end.
 
+mod authority;
+
+pub use authority::{Candidate, Committed, Elsewhere, Ended, Place, Start, Tenure, ends, start};
+
 use super::Origin;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -35,61 +39,6 @@ impl fmt::Display for Partition {
 
 /// The offset at which each partition would be read again.
 pub type NextOffsets = BTreeMap<Partition, i64>;
-
-/// What a source knows of a partition that it is about to read.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Candidate {
-    /// Which.
-    pub partition: Partition,
-    /// What the broker has for our group, with the learner that committed it if it says one.
-    pub committed: Option<(i64, Option<String>)>,
-    /// The first offset that the broker still has.
-    pub low: i64,
-    /// One past its last.
-    pub high: i64,
-    /// Where to start if nobody ever read it.
-    pub default: i64,
-}
-
-/// Where to start reading a partition.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Start {
-    /// Which.
-    pub partition: Partition,
-    /// Records carry this number; those of an earlier assignment are stale.
-    pub generation: u64,
-    /// Where in it.
-    pub place: Place,
-}
-
-/// A place in a partition to start at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// The first offset to read.
-    pub offset: i64,
-    /// Records that were gone from the broker before we learned them.
-    pub lost: u64,
-    /// What the broker has ends before where we were: another topic of the same name, it seems.
-    pub is_anew: bool,
-}
-
-/// Where to start reading `candidate`: at `ours`, which a checkpoint holds, unless another learner
-/// has committed since; and inside what the broker still has.
-pub fn start(candidate: &Candidate, ours: Option<i64>, learner_id: &str) -> Place {
-    let wanted = match (&candidate.committed, ours) {
-        (Some((committed, Some(by))), _) if by != learner_id => *committed,
-        (_, Some(ours)) => ours,
-        (Some((committed, _)), None) => *committed,
-        (None, None) => candidate.default,
-    };
-    if wanted > candidate.high {
-        // Nothing that we know of is in it.
-        Place { offset: candidate.low, lost: 0, is_anew: true }
-    } else {
-        let offset = wanted.max(candidate.low);
-        Place { offset, lost: (offset - wanted) as u64, is_anew: false }
-    }
-}
 
 /// Where a partition was left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -172,6 +121,15 @@ impl OffsetTracker {
         }
     }
 
+    /// Notes that our work on a partition that we gave up ended at `end`, wherever it was left.
+    pub fn ended(&mut self, partition: &Partition, end: i64) {
+        if let Some(left) = self.released.get_mut(partition)
+            && left.next != end
+        {
+            *left = Left { next: end, done_ahead: BTreeSet::new() };
+        }
+    }
+
     /// Whether a record of `generation` still belongs to us.
     pub fn is_current(&self, origin: &Origin, generation: u64) -> bool {
         let progress = self.assigned.get(&Partition::from(origin));
@@ -219,6 +177,11 @@ impl OffsetTracker {
     pub fn left(&self) -> BTreeMap<Partition, Left> {
         let assigned = self.assigned.iter().map(|(key, progress)| (key.clone(), progress.left()));
         self.released.clone().into_iter().chain(assigned).collect()
+    }
+
+    /// Every partition that we ever had.
+    pub fn known(&self) -> Vec<Partition> {
+        self.assigned.keys().chain(self.released.keys()).cloned().collect()
     }
 
     /// The same of the partitions that we have.
@@ -272,39 +235,6 @@ mod tests {
     }
 
     #[test]
-    fn a_start_follows_the_checkpoint_unless_another_learner_committed() {
-        let candidate = |committed: Option<(i64, Option<&str>)>| Candidate {
-            partition: partition(),
-            committed: committed.map(|(at, by)| (at, by.map(str::to_owned))),
-            low: 10,
-            high: 100,
-            default: 100,
-        };
-        let start = |committed, ours| start(&candidate(committed), ours, "us");
-        let at = |offset| Place { offset, ..Place::default() };
-        assert_eq!(start(None, None), at(100), "nobody read it");
-        assert_eq!(start(Some((20, None)), None), at(20), "a commit of another tool");
-        assert_eq!(
-            start(Some((20, Some("us"))), Some(30)),
-            at(30),
-            "a checkpoint after the commit"
-        );
-        assert_eq!(
-            start(Some((40, Some("us"))), Some(30)),
-            at(30),
-            "a checkpoint before the commit"
-        );
-        assert_eq!(start(Some((40, Some("them"))), Some(30)), at(40), "another learner since");
-        assert_eq!(start(Some((20, Some("us"))), None), at(20), "our checkpoint is gone");
-        assert_eq!(start(None, Some(4)), Place { lost: 6, ..at(10) }, "retention passed us");
-        assert_eq!(
-            start(None, Some(400)),
-            Place { is_anew: true, ..at(10) },
-            "the topic was made anew"
-        );
-    }
-
-    #[test]
     fn what_is_done_ahead_is_not_done_again_after_a_restart() {
         let mut tracker = OffsetTracker::default();
         tracker.assign(partition(), 1, 0);
@@ -342,6 +272,9 @@ mod tests {
         assert_eq!(tracker.in_flight(), 0);
         assert!(tracker.assigned_offsets().is_empty());
         assert_eq!(tracker.next_offsets()[&partition()], 1);
+        tracker.ended(&partition(), 5);
+        assert_eq!(tracker.next_offsets()[&partition()], 5);
+        tracker.ended(&partition(), 1);
 
         tracker.assign(partition(), 2, 1);
         assert!(!tracker.is_current(&origin(1), 1));

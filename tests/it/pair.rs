@@ -30,12 +30,18 @@ impl Pair {
 
     /// Starts one of the two, or starts it again.
     fn start(&self, index: usize) -> Program {
+        self.start_with(index, &[])
+    }
+
+    fn start_with(&self, index: usize, failpoints: &[(&str, &str)]) -> Program {
         let (topic, dir) = (&self.topic, self.dirs[index].path());
         let config = dir.join("config.toml");
         let text = small_config(&self.brokers, topic, dir);
         let text = text.replace(&format!("{topic}-1"), &format!("{topic}-{index}"));
-        std::fs::write(&config, text).unwrap();
-        Program::start(&["run", "--config", config.to_str().unwrap()], &dir.join("log"))
+        // The least that brokers take: a learner that has died is missed this soon.
+        std::fs::write(&config, text + "properties.\"session.timeout.ms\" = \"6000\"\n").unwrap();
+        let args = ["run", "--config", config.to_str().unwrap()];
+        Program::start_under(&[], &args, &dir.join("log"), failpoints)
     }
 
     /// How often one of them has done each record.
@@ -128,4 +134,32 @@ fn kills_beside_a_learner_that_joins_and_leaves_lose_nothing_and_double_nothing(
     programs.extend(guest);
     pair.finish(&mut programs, n_records);
     assert!(!pair.done_by(1).is_empty(), "the second learner had no share");
+}
+
+/// What one has put into a checkpoint and not committed, the other does when it takes over: then the one gives
+/// way, and goes on from the checkpoint that it committed last.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_learner_that_died_before_its_commit_gives_way_to_the_one_that_took_over() {
+    const IMAGES: u64 = 1500;
+    let Some(brokers) = brokers() else { return };
+    let pair = Pair::new(&brokers, "gives-way");
+    pair.produce(0..IMAGES);
+    let mut dying = pair.start_with(0, &[("commit", "3*off->return")]);
+    let status = dying.wait();
+    assert!(!status.success(), "it was to die before a commit: {}", dying.log());
+    let n_done = |index| pair.done_by(index).values().sum::<usize>() as u64;
+    let committed = || committed(&brokers, &pair.topic, &pair.topic, PARTITIONS);
+    let (before, ahead) = (committed().iter().sum::<i64>() as u64, n_done(0));
+    assert!(ahead > before, "{ahead} done, {before} committed: nothing to give way with");
+    let mut other = pair.start(1);
+    wait_for("the other to take over", || {
+        other.assert_alive();
+        (n_done(1) == IMAGES - before).then_some(())
+    });
+    let back = pair.start(0);
+    pair.produce(IMAGES..2 * IMAGES);
+    pair.finish(&mut [other, back], 2 * IMAGES);
+    let log = std::fs::read_to_string(pair.dirs[0].path().join("log")).unwrap();
+    assert!(log.contains("taken_over"), "{log}");
 }

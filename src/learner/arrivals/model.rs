@@ -204,7 +204,7 @@ impl World {
         for Fresh { origin, generation, .. } in batch {
             match end {
                 End::Learned => {
-                    self.arrivals.learned(&origin, generation);
+                    self.arrivals.tracker_mut().done(&origin, generation);
                     self.n_replay += 1;
                 }
                 _ => self.arrivals.skipped(&origin, generation),

@@ -1,8 +1,10 @@
 //! The poll loop. It never stops polling for long, so a step of any length loses no assignment.
 
 use super::client::{Fatal, client_config, is_held_by_another};
+use super::commit::commit_later;
 use super::context::{Context, RateLimit};
-use super::leave::{commit_now, leave};
+use super::holding::Holding;
+use super::leave::leave;
 use super::pace::Pace;
 use super::{Config, Lag, headers};
 use crate::source::offsets::Partition;
@@ -13,7 +15,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -58,7 +60,7 @@ fn read(config: &Config, max_value_bytes: usize, lag: &Lag, link: &mut Link) -> 
         start_at: config.start,
         lag: lag.clone(),
         lag_alarm_records: config.lag_alarm_records,
-        generations: Mutex::default(),
+        holding: Holding::default(),
         quiet: RateLimit::default(),
     };
     let consumer: BaseConsumer<Context> =
@@ -115,11 +117,11 @@ impl Reader<'_> {
                 Told::WentBack => (newest, went_back) = (None, true),
             }
         }
-        if went_back {
+        if went_back || self.consumer.context().holding.owes_placing() {
             self.begin_again()?;
         }
         if let Some(commit) = newest {
-            commit_now(self.consumer, commit);
+            commit_later(self.consumer, commit);
         }
         Ok(())
     }
@@ -132,7 +134,7 @@ impl Reader<'_> {
         }
         let topic = self.intern(message.topic());
         let partition = Partition { topic: Arc::clone(&topic), partition: message.partition() };
-        let generation = self.consumer.context().generation(&partition)?;
+        let generation = self.consumer.context().holding.generation(&partition)?;
         let origin = Origin { topic, partition: message.partition(), offset: message.offset() };
         if !self.pace.takes() {
             return Some(Record::skipped(origin, generation));

@@ -1,9 +1,10 @@
 //! The end of reading: the last commit, and leaving the group.
 
-use super::context::{Context, commit_offsets};
+use super::commit::commit_later;
+use super::context::Context;
 use crate::source::Commit;
 use anyhow::{Context as _, Result};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::BaseConsumer;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -24,7 +25,7 @@ pub(super) fn leave(
     runtime: &Handle,
 ) -> Result<()> {
     if let Some(commit) = last {
-        commit_now(&consumer, commit);
+        commit_later(&consumer, commit);
     }
     let (left, has_left) = oneshot::channel();
     let close = move || {
@@ -39,13 +40,4 @@ pub(super) fn leave(
         Err(_) => warn!("the broker did not answer: ending without its word on the last commit"),
     }
     Ok(())
-}
-
-/// Sends a commit; its answer is heard by the consumer's context.
-pub(super) fn commit_now(consumer: &BaseConsumer<Context>, mut commit: Commit) {
-    // What was given up after this was told has been committed since, or is another's.
-    commit.offsets.retain(|partition, _| consumer.context().generation(partition).is_some());
-    if let Err(error) = commit_offsets(consumer, &commit, CommitMode::Async) {
-        warn!(%error, checkpoint = commit.checkpoint_id, "commit failed; the next one follows");
-    }
 }

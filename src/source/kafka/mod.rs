@@ -1,10 +1,14 @@
 //! Kafka: a consumer group over one or more topics.
 
+mod assignment;
 mod client;
+mod commit;
 mod consumer;
 mod context;
 pub mod headers;
+mod holding;
 mod leave;
+mod metadata;
 mod pace;
 mod start;
 
