@@ -236,7 +236,8 @@ impl Reader<'_> {
     /// Reads each partition on from where the learner says.
     fn begin_again(&self) -> Result<()> {
         let assigned = self.consumer.assignment().context("assignment")?;
-        if !self.consumer.context().place(self.consumer, &assigned) {
+        let is_placed = self.consumer.context().place(self.consumer, &assigned);
+        if !is_placed || assigned.count() == 0 {
             return Ok(());
         }
         // Not by seeking, which needs a partition that is being read: one whose place is gone is not.
