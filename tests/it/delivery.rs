@@ -73,6 +73,16 @@ impl<'a> Way<'a> {
     }
 }
 
+/// Checkpoints that may be left in the end: five a second, for some seconds until the broker is seen to have them,
+/// on a loaded machine.
+const MOST_CHECKPOINTS: usize = 40;
+
+fn n_checkpoints(dir: &Path) -> usize {
+    let files =
+        std::fs::read_dir(dir.join("checkpoints")).unwrap().map(|file| file.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).count()
+}
+
 /// A topic, and a learner of it that is killed and started again.
 pub(crate) struct Lineage {
     brokers: String,
@@ -143,6 +153,8 @@ impl Lineage {
 
     /// The same by a program that runs.
     pub(crate) fn finish_by(&self, mut program: Program, n_records: u64) {
+        // Where all was done before, it may not have come to hear of signals yet.
+        program.await_log("listening");
         self.await_done(&mut program, n_records);
         let status = program.terminate();
         assert!(status.success(), "{status}\n{}", program.log());
@@ -157,6 +169,9 @@ impl Lineage {
         }
         let committed = committed(&self.brokers, &self.topic, &self.topic, PARTITIONS);
         assert_eq!(committed, [expected; PARTITIONS as usize], "{}", program.log());
+        let kept = n_checkpoints(self.dir.path());
+        println!("{kept} checkpoints are kept");
+        assert!(kept <= MOST_CHECKPOINTS, "{kept} checkpoints are kept");
     }
 }
 

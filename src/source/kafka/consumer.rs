@@ -1,7 +1,7 @@
 //! The poll loop. It never stops polling for long, so a step of any length loses no assignment.
 
 use super::client::{Fatal, client_config, is_held_by_another};
-use super::commit::commit_later;
+use super::commit::{UnderWay, commit_later};
 use super::context::{Context, RateLimit};
 use super::holding::Holding;
 use super::leave::leave;
@@ -61,6 +61,7 @@ fn read(config: &Config, max_value_bytes: usize, lag: &Lag, link: &mut Link) -> 
         lag: lag.clone(),
         lag_alarm_records: config.lag_alarm_records,
         holding: Holding::default(),
+        under_way: UnderWay::default(),
         quiet: RateLimit::default(),
     };
     let consumer: BaseConsumer<Context> =

@@ -1,15 +1,16 @@
 //! What librdkafka calls back: rebalances, logs, errors, statistics.
 
+use super::commit::{UnderWay, count_failure};
 use super::holding::Holding;
-use super::{Lag, StartAt, metadata};
+use super::{Lag, StartAt};
 use crate::source::LearnerLink;
+use crate::source::offsets::Partition;
 use metrics::{counter, gauge};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::KafkaError;
 use rdkafka::statistics::Statistics;
-use rdkafka::topic_partition_list::TopicPartitionList;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ pub(super) struct Context {
     pub(super) lag: Lag,
     pub(super) lag_alarm_records: u64,
     pub(super) holding: Holding,
+    pub(super) under_way: UnderWay,
     pub(super) quiet: RateLimit,
 }
 
@@ -40,25 +42,14 @@ impl ConsumerContext for Context {
             Rebalance::Error(error) => warn!(%error, "rebalance failed; the group tries again"),
         }
     }
-
-    fn commit_callback(&self, result: KafkaResult<()>, list: &TopicPartitionList) {
-        if let Err(error) = result {
-            // The next checkpoint commits again; until then ours is ahead of the broker.
-            warn!(%error, "commit failed");
-            counter!("selfstream_commit_failures_total").increment(1);
-            return;
-        }
-        let elements = list.elements();
-        let checkpoint_id = elements.first().and_then(|e| metadata::checkpoint_id(e.metadata()));
-        if let Some(checkpoint_id) = checkpoint_id {
-            // A learner that has ended keeps no more checkpoints.
-            drop(self.learner.committed(checkpoint_id.to_owned()));
-        }
-    }
 }
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // The only word that there is of a commit that nobody waits for. The next one holds more.
+        if facility == "COMMITFAIL" {
+            count_failure();
+        }
         match level {
             RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice | RDKafkaLogLevel::Debug => {
                 debug!(target: "librdkafka", facility, message);
@@ -91,6 +82,14 @@ impl ClientContext for Context {
                     total += lag;
                 }
             }
+        }
+        let committed = |partition: &Partition| {
+            let topic = statistics.topics.get(&*partition.topic)?;
+            Some(topic.partitions.get(&partition.partition)?.committed_offset)
+        };
+        if let Some(checkpoint_id) = self.under_way.acknowledged(committed) {
+            // A learner that has ended keeps no more checkpoints.
+            drop(self.learner.committed(checkpoint_id));
         }
         self.lag.set(total);
         let is_alarming = total >= self.lag_alarm_records;

@@ -82,10 +82,11 @@ impl Default for Config {
 }
 
 /// Properties that the delivery promise rests on.
-const OURS_ALONE: [(&str, &str); 5] = [
+const OURS_ALONE: [(&str, &str); 6] = [
     ("enable.auto.commit", "offsets are committed after the checkpoint that holds them"),
     ("enable.auto.offset.store", "offsets are committed after the checkpoint that holds them"),
     ("auto.offset.reset", "lost data is an event; set kafka.start instead"),
+    ("statistics.interval.ms", "they say every second which commits the broker has"),
     ("group.id", "set kafka.group instead"),
     ("group.instance.id", "set kafka.instance_id instead"),
 ];
