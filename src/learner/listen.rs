@@ -119,6 +119,17 @@ impl Learner {
         Ok(())
     }
 
+    /// Answers what was asked while the run was ending: partitions that are given up just now are committed now,
+    /// or are behind at the broker.
+    pub(super) fn answer_last(&mut self) -> Result<()> {
+        while let Some(controls) = &mut self.controls
+            && let Ok(control) = controls.try_recv()
+        {
+            self.answer(control)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn answer(&mut self, control: Control) -> Result<()> {
         match control {
             // A source that no longer waits for an answer has ended.

@@ -181,6 +181,7 @@ impl Learner {
         } else {
             self.finish_checkpoint()?;
         }
+        self.answer_last()?;
         self.show();
         let summary = Summary {
             vitals: self.current_vitals(),

@@ -73,6 +73,12 @@ impl Pair {
             programs.iter_mut().for_each(Program::assert_alive);
             (self.done().len() as u64 == n_records).then_some(())
         });
+        // One that has just begun has not come to hear of signals yet, and the group may be sharing anew.
+        programs.iter_mut().for_each(|program| program.await_log("listening"));
+        wait_for("all to be committed", || {
+            let committed = committed(&self.brokers, &self.topic, &self.topic, PARTITIONS);
+            (committed.iter().sum::<i64>() == n_records as i64).then_some(())
+        });
         for program in programs {
             assert!(program.terminate().success(), "{}", program.log());
         }
