@@ -199,11 +199,11 @@ impl Checkpoints {
     /// Whatever the file system reports.
     pub fn go_back(&mut self, back: &Back) -> Result<Option<Restored>> {
         let mut newer = vec![];
-        let mut found = None;
+        let (mut found, mut is_good) = (None, false);
         for path in list(&self.dir)? {
             match self.load(&path) {
                 Ok(restored) => {
-                    let is_good = back.is_good(&restored.checkpoint.manifest);
+                    is_good = back.is_good(&restored.checkpoint.manifest);
                     if let Some((older, _)) = found.replace((path, restored)) {
                         newer.push(older);
                     }
@@ -214,8 +214,7 @@ impl Checkpoints {
                 Err(error) => warn_of_damage(&path, &error),
             }
         }
-        let is_good = |restored: &Restored| back.is_good(&restored.checkpoint.manifest);
-        if matches!(back, Back::At(_)) && !found.as_ref().is_some_and(|(_, found)| is_good(found)) {
+        if matches!(back, Back::At(_)) && !is_good {
             return self.load_newest();
         }
         for path in newer {

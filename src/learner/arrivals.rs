@@ -223,12 +223,13 @@ impl Arrivals {
         let assign = |candidate: Candidate| {
             let ours = self.tracker.next(&candidate.partition);
             let place = offsets::start(&candidate, ours, &self.learner_id);
+            let before = offsets::before(&candidate, place, &self.learner_id);
             self.generations += 1;
             let (partition, generation) = (candidate.partition, self.generations);
             self.audience.begin(&partition, place);
             self.tracker.assign(partition.clone(), generation, place.offset);
             self.lineup.assign(&partition, place.offset);
-            Start { partition, generation, place }
+            Start { partition, generation, place, before }
         };
         let starts = candidates.into_iter().map(assign).collect();
         self.drop_stale();

@@ -204,12 +204,9 @@ impl Health {
 
     /// Begins anew at `step`, after going back to it from `from_step`.
     pub(super) fn gone_back(&mut self, step: u64, from_step: u64) {
-        self.losses.clear();
-        (self.steps_not_taken, self.candidates_refused) = (0, 0);
-        self.good_step = step;
         self.rollbacks.count += 1;
         self.rollbacks.until_step = from_step + self.config.settle_steps;
-        self.show();
+        self.given_way(step);
     }
 
     /// Begins anew at `step`, an older one, to which nothing went wrong.

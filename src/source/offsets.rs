@@ -8,7 +8,9 @@
 
 mod authority;
 
-pub use authority::{Candidate, Committed, Elsewhere, Ended, Place, Start, Tenure, ends, start};
+pub use authority::{
+    Candidate, Committed, Elsewhere, Ended, Place, Start, Tenure, before, ends, start,
+};
 
 use super::Origin;
 use serde::{Deserialize, Serialize};

@@ -5,12 +5,11 @@ use super::commit::commit_now;
 use super::context::Context;
 use super::holding::Held;
 use crate::source::Assigned;
-use crate::source::offsets::{Candidate, Committed, Elsewhere, Ended, Partition, Place, Start};
+use crate::source::offsets::{Candidate, Committed, Elsewhere, Partition, Place, Start};
 use metrics::counter;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{error, info, warn};
@@ -37,42 +36,28 @@ impl Context {
         // None where the run is ending.
         let Ok(known) = self.learner.known() else { return false };
         let Some(asked) = self.ask_until_answered(consumer, list, &known) else { return false };
-        let committed: BTreeMap<Partition, Committed> = asked
-            .candidates
-            .iter()
-            .filter_map(|c| Some((c.partition.clone(), c.committed.clone()?)))
-            .collect();
         let Asked { candidates, elsewhere } = asked;
         if candidates.is_empty() && elsewhere.is_empty() {
             return true;
         }
         let Ok(assigned) = self.learner.assign(candidates, elsewhere) else { return false };
         let Assigned { starts, commit } = assigned;
-        let before = |start: &Start| -> Vec<Ended> {
-            let committed = committed.get(&start.partition).filter(|_| !start.place.is_anew);
-            committed.map(|committed| committed.before(&commit.learner_id)).unwrap_or_default()
-        };
-        let new: BTreeMap<&Partition, Vec<Ended>> =
-            starts.iter().map(|start| (&start.partition, before(start))).collect();
-        let before = |partition: &Partition| match new.get(partition) {
-            Some(before) => before.clone(),
-            None => self.holding.before(partition),
+        let before = |partition: &Partition| {
+            let new = starts.iter().find(|start| start.partition == *partition);
+            new.map_or_else(|| self.holding.before(partition), |start| start.before.clone())
         };
         // Whoever had them before is to know where its work ended, before we do any.
         if let Err(error) = commit_now(consumer, &commit, before) {
             warn!(%error, "where partitions begin could not be committed; it is tried again");
             return false;
         }
-        for start in &starts {
-            let before = new.get(&start.partition).cloned().unwrap_or_default();
-            self.take_up(start, before, list);
-        }
+        starts.into_iter().for_each(|start| self.take_up(start, list));
         true
     }
 
-    fn take_up(&self, start: &Start, before: Vec<Ended>, list: &TopicPartitionList) {
-        let Start { partition, generation, place } = start;
-        let Place { offset, lost, is_anew } = *place;
+    fn take_up(&self, start: Start, list: &TopicPartitionList) {
+        let Start { partition, generation, place, before } = start;
+        let Place { offset, lost, is_anew } = place;
         if is_anew {
             warn!(%partition, offset, "its topic was made anew, it seems: read from its beginning");
         }
@@ -86,7 +71,7 @@ impl Context {
         {
             error!(%partition, %error, "its offset could not be set");
         }
-        self.holding.take_up(partition.clone(), Held { generation: *generation, before });
+        self.holding.take_up(partition, Held { generation, before });
     }
 
     /// What the broker knows of the partitions; asked until it answers or we are to stop.
@@ -174,7 +159,8 @@ impl Context {
             .iter()
             .map(|e| Partition { topic: Arc::from(e.topic()), partition: e.partition() })
             .collect();
-        // Nothing is in flight once the learner has ended; its last checkpoint is committed already.
+        // A learner that has ended says no more: what was not committed by then others do again, and it gives way
+        // when it comes back.
         if let Ok(commit) = self.learner.revoke(partitions.clone())
             && let Err(error) = commit_now(consumer, &commit, |p| self.holding.before(p))
         {

@@ -72,6 +72,9 @@ pub(super) fn commit_now(
     commit: &Commit,
     before: impl Fn(&Partition) -> Vec<Ended>,
 ) -> KafkaResult<()> {
+    if commit.offsets.is_empty() {
+        return Ok(());
+    }
     let context = consumer.context();
     context.holding.is_newest(commit.sequence);
     let sent = send(consumer, commit, before, CommitMode::Sync);
@@ -95,9 +98,6 @@ fn send(
     before: impl Fn(&Partition) -> Vec<Ended>,
     mode: CommitMode,
 ) -> KafkaResult<()> {
-    if commit.offsets.is_empty() {
-        return Ok(());
-    }
     let mut list = TopicPartitionList::new();
     for (partition, next) in &commit.offsets {
         list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*next))?;

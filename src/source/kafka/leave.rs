@@ -36,7 +36,8 @@ pub(super) fn leave(
     std::thread::Builder::new().name("leave".to_owned()).spawn(close).context("leaving")?;
     match runtime.block_on(async { tokio::time::timeout(LEAVE, has_left).await }) {
         Ok(_) => info!("left the group"),
-        // Our checkpoint holds the offsets, and is the authority when we come back.
+        // Our checkpoint holds the offsets, and is the authority when we come back, unless others have gone on from
+        // the commit before.
         Err(_) => warn!("the broker did not answer: ending without its word on the last commit"),
     }
     Ok(())

@@ -92,6 +92,8 @@ pub struct Start {
     pub generation: u64,
     /// Where in it.
     pub place: Place,
+    /// Who had it before: commits of it say so.
+    pub before: Vec<Ended>,
 }
 
 /// A place in a partition to start at.
@@ -121,6 +123,13 @@ pub fn start(candidate: &Candidate, ours: Option<i64>, learner_id: &str) -> Plac
         let offset = wanted.max(candidate.low);
         Place { offset, lost: (offset - wanted) as u64, is_anew: false }
     }
+}
+
+/// Who had `candidate` before `learner_id`, which begins with it at `place`.
+pub fn before(candidate: &Candidate, place: Place, learner_id: &str) -> Vec<Ended> {
+    // Offsets of another topic say nothing of this one.
+    let committed = candidate.committed.as_ref().filter(|_| !place.is_anew);
+    committed.map(|committed| committed.before(learner_id)).unwrap_or_default()
 }
 
 fn is_of_another(committed: &Committed, learner_id: &str) -> bool {
@@ -194,6 +203,10 @@ mod tests {
         assert_eq!(before("a"), expected(&[("b", 50), ("c", 10)]));
         assert_eq!(before("b"), expected(&[("a", 30), ("c", 10)]));
         assert_eq!(before("d"), expected(&[("b", 50), ("a", 30), ("c", 10)]));
+        let candidate = candidate(Some(committed.clone()));
+        let at = |is_anew| Place { is_anew, ..Place::default() };
+        assert_eq!(super::before(&candidate, at(false), "d"), committed.before("d"));
+        assert!(super::before(&candidate, at(true), "d").is_empty(), "of another topic");
         let ends = ["a", "b", "c", "d"].map(|learner_id| committed.end_of(learner_id));
         assert_eq!(ends, [Some(30), Some(50), Some(10), None]);
         let many: Vec<_> = (0..100).map(|n| (format!("learner-{n}"), n)).collect();
