@@ -113,10 +113,10 @@ impl Instructions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// bf16 where the CPU multiplies it, else f32.
+    /// bf16 where training on the CPU gains by it, else f32.
+    #[default]
     Auto,
     /// f32.
-    #[default]
     F32,
     /// bf16, on a CPU.
     Bf16,
@@ -128,16 +128,16 @@ impl Precision {
     /// # Errors
     /// `bf16` on a GPU.
     pub fn choose(self, device: &candle_core::Device) -> Result<native::Precision> {
-        let multiplies_bf16 = device.is_cpu() && Isa::best().multiplies_bf16();
+        let gains = device.is_cpu() && Isa::best().gains_by_bf16();
         match self {
             Self::F32 => Ok(native::Precision::F32),
-            Self::Auto if !multiplies_bf16 => Ok(native::Precision::F32),
+            Self::Auto if !gains => Ok(native::Precision::F32),
             Self::Bf16 if !device.is_cpu() => bail!(
                 "run.precision = \"bf16\", but run.device is a GPU; there it must be \"f32\" or \
                  \"auto\", since only a CPU trains in bf16"
             ),
             Self::Auto | Self::Bf16 => {
-                info!(multiplies_bf16, "training stores activations in bf16");
+                info!(gains_by_bf16 = gains, "training stores activations in bf16");
                 Ok(native::Precision::Bf16)
             }
         }
@@ -169,12 +169,12 @@ mod tests {
     }
 
     #[test]
-    fn bf16_is_for_cpus_and_auto_takes_it_where_it_is_multiplied() {
-        let (cpu, multiplies) = (candle_core::Device::Cpu, Isa::best().multiplies_bf16());
+    fn bf16_is_for_cpus_and_auto_takes_it_where_it_is_faster() {
+        let (cpu, gains) = (candle_core::Device::Cpu, Isa::best().gains_by_bf16());
         assert_eq!(Precision::F32.choose(&cpu).unwrap(), native::Precision::F32);
         assert_eq!(Precision::Bf16.choose(&cpu).unwrap(), native::Precision::Bf16);
         let auto = Precision::Auto.choose(&cpu).unwrap();
-        assert_eq!(auto == native::Precision::Bf16, multiplies);
+        assert_eq!(auto == native::Precision::Bf16, gains);
         let device = under_test();
         if !device.is_cpu() {
             let error = Precision::Bf16.choose(&device).unwrap_err().to_string();

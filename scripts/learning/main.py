@@ -32,9 +32,11 @@ def measured():
 
 
 def processor():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    """Its name with family and model, since virtual machines call several kinds by one name."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    name, family, model = (fields.get(key, "?") for key in ("model name", "cpu family", "model"))
+    return f"{name}, family {family} model {model}, {len(os.sched_getaffinity(0))} cores"
 
 
 def commit():
@@ -77,11 +79,13 @@ def main():
         with measure.Broker(args.target / "tmp/learning-broker") as broker:
             for row, seed in due:
                 print(f"{row.name}, seed {seed}: {row.seconds} s ...", flush=True)
+                program = args.target / "release/selfstream"
                 if row.side == "pytorch":
                     found = pytorch(row, seed, data)
-                else:
-                    program = args.target / "release/selfstream"
+                elif row.side == "selfstream":
                     found = measure.selfstream(program, row, seed, data, broker)
+                else:
+                    found = measure.floor(program, row, seed, data)
                 line = {"row": row.name, "key": key(row), "seed": seed, **found,
                         "date": datetime.date.today().isoformat(), "commit": commit(),
                         "processor": processor()}

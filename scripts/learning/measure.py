@@ -132,9 +132,10 @@ def hits(lines, probe):
     return f"{int('1' + bits, 2):x}"  # a one in front keeps leading zeros
 
 
-def evaluate(program, snapshot, reference, told, folder, beside=()):
+def evaluate(program, encoder, reference, told, folder, beside=()):
+    """The report and the predictions of what the arguments `encoder` name."""
     report, predictions = folder / "report.json", folder / "predictions.jsonl"
-    command = [program, "evaluate", "--train", reference, "--test", told, "--snapshot", snapshot,
+    command = [program, "evaluate", "--train", reference, "--test", told, *encoder,
                "--json", report, "--predictions", predictions, *beside]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in predictions.read_text().splitlines()]
@@ -163,7 +164,7 @@ def forgetting(program, row, seed, data, reference, told, folder, began):
     pairs = streams.pairs_of_classes(names, seed)
     table = []
     for snapshot in snapshots_over_time(folder, began, row, len(pairs)):
-        _, lines = evaluate(program, snapshot, reference, told, folder)
+        _, lines = evaluate(program, ["--snapshot", snapshot], reference, told, folder)
         of = lambda pair: [line["knn"] == line["class"] for line in lines if line["class"] in pair]
         table.append([float(np.mean(of(pair))) for pair in pairs])
     table = np.array(table)  # [after pair, of pair]
@@ -205,6 +206,23 @@ def leave_one_out(program, snapshot, files, neighbours=20, temperature=0.1):
     return float((votes.argmax(1) == labels).mean())
 
 
+def told_figures(report, lines):
+    return {"knn": report["knn"], "linear": report["linear"], "rankme": report["rankme"],
+            "knn_hits": hits(lines, "knn"), "linear_hits": hits(lines, "linear")}
+
+
+def floor(program, row, seed, data):
+    """What raw pixels or an encoder that has not learned come to."""
+    _, reference, told = data.collections(row, seed)
+    with tempfile.TemporaryDirectory(prefix="learning-") as folder:
+        folder = Path(folder)
+        config = folder / "run.toml"
+        config.write_text(toml({"run": {"seed": seed}, **row.settings}))
+        encoder = [f"--{row.side}", "--config", config]
+        report, lines = evaluate(program, encoder, reference, told, folder)
+    return {"steps": 0, "images_learned": 0, **told_figures(report, lines)}
+
+
 def selfstream(program, row, seed, data, broker):
     """The measurement of one row and seed."""
     stream, reference, told = data.collections(row, seed)
@@ -212,13 +230,12 @@ def selfstream(program, row, seed, data, broker):
         folder = Path(folder)
         summary, began = learn(program, row, seed, stream, broker, folder)
         beside = row.beside if seed == 0 else ()
-        report, lines = evaluate(program, folder / "snapshots", reference, told, folder, beside)
+        encoder = ["--snapshot", folder / "snapshots"]
+        report, lines = evaluate(program, encoder, reference, told, folder, beside)
         found = {"steps": summary["steps"], "images_learned": summary["images_learned"],
-                 "knn": report["knn"], "linear": report["linear"], "rankme": report["rankme"],
-                 "knn_hits": hits(lines, "knn"), "linear_hits": hits(lines, "linear")}
-        for key in ("floors", "supervised"):
-            if key in report:
-                found[key] = report[key]
+                 **told_figures(report, lines)}
+        if "supervised" in report:
+            found["supervised"] = report["supervised"]
         if row.protocol == "B":
             found["classes"] = forgetting(program, row, seed, data, reference, told, folder, began)
         if row.protocol.startswith("C"):

@@ -7,6 +7,7 @@ both.
 
 import collections
 import statistics
+import string
 
 import numpy as np
 
@@ -20,6 +21,8 @@ DRAWS = 10_000
 # Row, what it is set beside, which probe.
 DIFFERENCES = [
     *((f"A {kind}", f"A {kind} of PyTorch", "knn") for kind in ("simclr", "moco", "byol")),
+    *((f"A {kind}", "A pixels", "knn") for kind in ("sigmoid", "instance", "vicreg", "emp")),
+    ("A rotation", "A untrained", "knn"),
     *((f"B replay {policy}", "B replay none", "knn") for policy in ("fifo", "reservoir")),
     ("D bursts", "A simclr", "knn"),
     ("E dirty", "A simclr", "knn"),
@@ -49,8 +52,13 @@ def spread(values):
     return f"{mean:.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def rows_table(lines, prefix):
-    head = ["| row | seconds | seeds | steps | kNN | linear |", "|---|---|---|---|---|---|"]
+def letters(measured):
+    """A letter for each processor that rows were measured on."""
+    return dict(zip(sorted({line["processor"] for line in measured}), string.ascii_lowercase))
+
+
+def rows_table(lines, prefix, letter):
+    head = ["| row | seconds | seeds | on | steps | kNN | linear |", "|---|---|---|---|---|---|---|"]
     body = []
     for row in ROWS:
         found = lines[row.name]
@@ -58,7 +66,8 @@ def rows_table(lines, prefix):
             continue
         of = lambda key: [line[key] for line in found]
         steps = round(statistics.mean(of("steps")))
-        body.append(f"| {row.name} | {row.seconds} | {len(found)} | {steps} | {spread(of('knn'))} "
+        on = " ".join(sorted({letter[name] for name in of("processor")}))
+        body.append(f"| {row.name} | {row.seconds} | {len(found)} | {on} | {steps} | {spread(of('knn'))} "
                     f"| {spread(of('linear'))} |")
     return head + body if body else ["Nothing is measured yet."]
 
@@ -94,42 +103,41 @@ def drift(lines):
     return text
 
 
-def beside(lines):
-    text = []
+def supervised(lines):
+    """The encoder with labels, beside the linear probe of the same row and seed without."""
     for found in lines.values():
         for line in found:
-            for floor in line.get("floors", []):
-                text.append(f"- Floor of {floor['name']}: kNN {floor['knn']:.3f}, "
-                            f"linear {floor['linear']:.3f}.")
-            if supervised := line.get("supervised"):
-                text.append(f"- The same encoder trained with the labels for "
-                            f"{supervised['seconds']:.0f} s: {supervised['accuracy']:.3f} by its own "
-                            f"classifier, kNN {supervised['knn']:.3f}, linear {supervised['linear']:.3f}.")
-    return text
+            if run := line.get("supervised"):
+                yield (f"- {line['row']}'s encoder trained with the labels for {run['seconds']:.0f} s, seed "
+                       f"{line['seed']}: {run['accuracy']:.3f} by its own classifier, kNN {run['knn']:.3f}, "
+                       f"linear {run['linear']:.3f}; without labels the linear probe has {line['linear']:.3f}.")
 
 
 def write(measured):
     lines = collections.defaultdict(list)
     for line in measured:
         lines[line["row"]].append(line)
-    processors = sorted({line["processor"] for line in measured})
+    letter = letters(measured)
     page = [
         "# Learning", "",
         "    SELFSTREAM_TEST_IMAGES=DIR scripts/bench-learning", "",
         "writes this page. It resumes where it stopped; `--list` says what is measured, `--rows 'A *'` chooses.",
-        f"Measured on: {'; '.join(processors) or 'nothing yet'}.", "",
+        "Measured on:", "",
+        *(f"- {letter[name]}: {name}" for name in letter), "",
         "Every run learns from a real Kafka topic, on which the images arrive evenly over its time, and is told",
         "by images that were never streamed: accuracy of kNN (20 neighbours, cosine) and of a linear probe.",
         "± is the standard deviation over seeds. How many steps a row came to says how busy the machine was beside it:",
         "during those of 28 November 2026 programs were type-checked at the lowest priority.", "",
         "| protocol | stream |", "|---|---|",
         *(f"| {name} | {text} |" for name, text in streams.PROTOCOLS.items()), "",
-        "## Rows on test images", "", *rows_table(lines, "A"), "", *beside(lines), *drift(lines), "",
+        "## Rows on test images", "", *rows_table(lines, "A", letter), "", *supervised(lines), *drift(lines), "",
         "## Differences", "",
-        "Means over paired seeds; intervals are a paired bootstrap over test images and seeds.", "",
+        "Means over paired seeds; intervals are a paired bootstrap over test images and seeds. PyTorch's rows are",
+        "`scripts/learning/peer.py`: lightly's losses, views of the whole side, where ours are half as large by default,",
+        "and f32 or autocast, whichever is faster. A row and its peer were run on one machine.", "",
         *differences_table(lines), "",
         "## Sweeps", "",
         "On images held out of the training ones: what the defaults are chosen by.", "",
-        *rows_table(lines, "sweep"), "",
+        *rows_table(lines, "sweep", letter), "",
     ]
     PAGE.write_text("\n".join(page))

@@ -15,7 +15,7 @@ class Row:
     seconds: int
     """Settings over config/default.toml, by section; of a peer's row, arguments of peer.py."""
     settings: dict = field(default_factory=dict)
-    """"selfstream", or "pytorch" (peer.py)."""
+    """"selfstream"; "pytorch" (peer.py); or "pixels" and "untrained", which learn nothing."""
     side: str = "selfstream"
     """What it is told on: "test" images, or images held out of the training ones, for choosing."""
     told_on: str = "test"
@@ -33,8 +33,8 @@ def objective(kind, **keys):
     return {"objective": {"kind": kind, **keys}}
 
 
-def headline(name, protocol="A", beside=(), **sections):
-    return Row(name, protocol, 600, declared(600, **sections), beside=beside)
+def minutes(name, n, protocol="A", beside=(), **sections):
+    return Row(name, protocol, 60 * n, declared(60 * n, **sections), beside=beside)
 
 
 def sweep(name, protocol="A", **sections):
@@ -48,20 +48,24 @@ VIT_RATE = {"learning_rate": 0.001, "warmup_steps": 50}
 
 ROWS = [
     # Protocol A beside PyTorch, at equal wall-clock.
-    headline("A simclr", beside=("--floors", "--supervised", "600"), **objective("simclr")),
-    *(headline(f"A {kind}", **objective(kind)) for kind in OBJECTIVES[1:]),
-    *(Row(f"A {method} of PyTorch", "A", 600, {"method": method}, side="pytorch")
+    minutes("A simclr", 3, beside=("--supervised", "180"), **objective("simclr")),
+    *(minutes(f"A {kind}", 3, **objective(kind)) for kind in OBJECTIVES[1:]),
+    *(Row(f"A {method} of PyTorch", "A", 180, {"method": method}, side="pytorch")
       for method in ["simclr", "moco", "byol"]),
-    Row("A simclr, no declared end", "A", 600, {"input": {"side_px": 32}}),
-    Row("A simclr, vit-tiny-patch4", "A", 600,
-        {**declared(600, **VIT), "learner.schedule": {"end_after": "600s", **VIT_RATE}}),
+    *(Row(f"A {floor}", "A", 0, {"input": {"side_px": 32}}, side=floor)
+      for floor in ["pixels", "untrained"]),
+    # What a user who declares no end gets, and what the best objective comes to in longer.
+    Row("A simclr, no declared end", "A", 180, {"input": {"side_px": 32}}),
+    minutes("A sigmoid, 10 minutes", 10, **objective("sigmoid")),
+    Row("A simclr, vit-tiny-patch4", "A", 180,
+        {**declared(180, **VIT), "learner.schedule": {"end_after": "180s", **VIT_RATE}}),
     # Streams that are not shuffled, not clean, or repeat themselves.
-    *(headline(f"B replay {policy}", "B", replay={"policy": policy})
+    *(minutes(f"B replay {policy}", 3, "B", replay={"policy": policy})
       for policy in ["none", "fifo", "reservoir"]),
-    Row("C drift", "C", 600, declared(600, input={"side_px": 48})),
-    Row("C shuffled", "C shuffled", 600, declared(600, input={"side_px": 48})),
-    headline("D bursts", "D"),
-    headline("E dirty", "E"),
+    minutes("C drift", 3, "C", input={"side_px": 48}),
+    minutes("C shuffled", 3, "C shuffled", input={"side_px": 48}),
+    minutes("D bursts", 3, "D"),
+    minutes("E dirty", 3, "E"),
     # Sweeps: what the defaults were chosen by, on held-out training images.
     *(sweep(f"sweep {kind}", **objective(kind)) for kind in OBJECTIVES),
     *(sweep(f"sweep simclr, views of {share} of the side", augment={"side_share": share})
@@ -71,6 +75,9 @@ ROWS = [
       for rate in [0.03, 0.12]),
     *(sweep(f"sweep simclr, jitter {strength}", augment={"jitter_strength": strength})
       for strength in [0.25, 1.0]),
+    *(sweep(f"sweep simclr, resnet18, jitter {strength}", encoder={"architecture": "resnet18"},
+            augment={"jitter_strength": strength})
+      for strength in [0.25, 0.5, 1.0]),
     *(sweep(f"sweep simclr, crops from {least} of the area", augment={"crop_area": [least, 1.0]})
       for least in [0.08, 0.35]),
     *(sweep(f"sweep simclr, batch of {images}", batch={"images": images}) for images in [32, 128]),
@@ -79,6 +86,15 @@ ROWS = [
     *(sweep(f"sweep {kind}, 4 small views",
             **{"objective": {"kind": kind}, "objective.small_views": {"count": 4, "side_px": 8}})
       for kind in ["simclr", "byol"]),
+    *(sweep(f"sweep byol, momentum {momentum}", **objective("byol", momentum=momentum))
+      for momentum in [0.9, 0.96]),
+    *(sweep(f"sweep byol, rate {rate}", **objective("byol"),
+            **{"learner.schedule": {"end_after": "180s", "learning_rate": rate}})
+      for rate in [0.2]),
+    # The same weights of its terms among each other; SGD's rate sees their size.
+    *(sweep(f"sweep vicreg, weights of {weight}",
+            **objective("vicreg", invariance=weight, variance=weight, covariance=weight / 25))
+      for weight in [1.0, 5.0]),
     Row("sweep simclr, vit-tiny-patch4", "A", 180,
         {**declared(180, **VIT), "learner.schedule": {"end_after": "180s", **VIT_RATE}},
         told_on="held-out"),

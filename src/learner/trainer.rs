@@ -13,7 +13,7 @@ use super::served::Served;
 use super::views::Arrangement;
 use crate::augment::ViewGroup;
 use crate::encoder::{NamedArrays, Plan};
-use crate::objective::{self, Objective};
+use crate::objective::{self, Elapsed, Objective};
 use crate::ops::native::Precision;
 use candle_core::{Device, Result};
 
@@ -75,7 +75,7 @@ impl Trainer {
         let Recipe { plan, view_side_px, device, seed, precision, .. } = *recipe;
         let objective = recipe.objective.build(plan.feature_dim, seed, device)?;
         let served = Served::new(recipe.average_momentum);
-        let target = objective.target(0.0).map(|_| Shadow::Target);
+        let target = objective.target(Elapsed::default()).map(|_| Shadow::Target);
         let (config, place) = (recipe.alignment, (seed, device));
         let alignment = Alignment::new(config, plan.feature_dim, place, recipe.init.is_some())?;
         let served_shadow = served.as_ref().map(|_| Shadow::Served);

@@ -15,15 +15,16 @@
 //! alone.
 //!
 //! Differs from the paper: where no end is declared, m stays at its base; the base is .99 and not
-//! .996, as a stream's run is shorter than their 1000 epochs; heads are smaller (512 and 128 rather
-//! than 4096 and 256); both views of a batch are normalised together.
+//! .996, as a stream's run is shorter than their 1000 epochs, and lower in its first thousand steps
+//! (`parts/target.rs`); heads are smaller (512 and 128 rather than 4096 and 256); both views of a
+//! batch are normalised together.
 
 use super::parts::head::{self, Ending};
 use super::parts::rows::{normalise, per_view};
 use super::parts::siamese::{self, Siamese};
 use super::parts::small_views::{self, mean_over_pairs};
-use super::parts::target::{Target, cosine_momentum, validate_momentum};
-use super::{Batch, Objective, SeenBy, Views};
+use super::parts::target::{Target, rising_momentum, validate_momentum};
+use super::{Batch, Elapsed, Objective, SeenBy, Views};
 use crate::encoder::{NamedArrays, Params};
 use crate::setting::{Invalid, within};
 use candle_core::{Device, Result, Tensor};
@@ -100,8 +101,8 @@ impl Objective for Byol {
         self.config.small_views.beside_large(SeenBy::Both)
     }
 
-    fn target(&self, done: f64) -> Option<Target> {
-        let momentum = cosine_momentum(self.config.momentum, done);
+    fn target(&self, elapsed: Elapsed) -> Option<Target> {
+        let momentum = rising_momentum(self.config.momentum, elapsed);
         Some(Target { momentum, norm_groups: self.config.norm_groups })
     }
 
@@ -119,8 +120,8 @@ impl Objective for Byol {
         self.pair.heads_mut()
     }
 
-    fn after_step(&mut self, _batch: &Batch<'_>, done: f64) -> Result<()> {
-        self.pair.follow(cosine_momentum(self.config.momentum, done))
+    fn after_step(&mut self, _batch: &Batch<'_>, elapsed: Elapsed) -> Result<()> {
+        self.pair.follow(rising_momentum(self.config.momentum, elapsed))
     }
 
     fn state(&self) -> Result<NamedArrays> {
@@ -178,7 +179,8 @@ mod tests {
     #[test]
     fn the_momentum_of_the_step_is_byols() {
         let byol = Byol::new(&Config::default(), 4, 0, &Device::Cpu).unwrap();
-        assert_eq!(byol.target(0.0), Some(Target { momentum: 0.99, norm_groups: 1 }));
-        assert!((byol.target(0.5).unwrap().momentum - 0.995).abs() < 1e-12);
+        let target = |share| byol.target(Elapsed { steps: 1000, share });
+        assert_eq!(target(0.0), Some(Target { momentum: 0.99, norm_groups: 1 }));
+        assert!((target(0.5).unwrap().momentum - 0.995).abs() < 1e-12);
     }
 }

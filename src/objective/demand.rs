@@ -71,6 +71,7 @@ fn most_weights(head: &head::Config, widest: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objective::Elapsed;
     use candle_core::Device;
 
     #[test]
@@ -85,7 +86,7 @@ mod tests {
                 let is_told = |told: &ViewGroup| told.side_px == group.side_px;
                 assert!(demand.groups.iter().any(is_told), "{:?}", side_and_views(&group));
             }
-            assert_eq!(built.target(0.0).is_some(), demand.has_target, "{config:?}");
+            assert_eq!(built.target(Elapsed::default()).is_some(), demand.has_target, "{config:?}");
             let weights = built.heads().weights.iter().map(|weight| weight.elem_count() as u64);
             assert!(weights.sum::<u64>() <= demand.head_weights, "{config:?}");
             let kept = built.state().unwrap();

@@ -21,7 +21,7 @@
 use super::parts::head::{self, Ending, Head};
 use super::parts::queue::Queue;
 use super::parts::rows::{EXCLUDED, info_nce, normalise, partners, per_view};
-use super::{Batch, Objective, Views};
+use super::{Batch, Elapsed, Objective, Views};
 use crate::encoder::{NamedArrays, Params};
 use crate::setting::{Invalid, within};
 use candle_core::{Device, Result, Tensor};
@@ -145,7 +145,7 @@ impl Objective for Instance {
         &mut self.heads
     }
 
-    fn after_step(&mut self, batch: &Batch<'_>, _done: f64) -> Result<()> {
+    fn after_step(&mut self, batch: &Batch<'_>, _elapsed: Elapsed) -> Result<()> {
         let means = mean_of_views(&self.project(batch)?)?; // [N, P]
         for (index, id) in batch.ids.iter().enumerate() {
             let mean = means.narrow(0, index, 1)?; // [1, P]
@@ -228,7 +228,7 @@ mod tests {
         };
         let first = loss(&|row| rows[(row + 2) % 4]);
         assert!((f64::from(value(&instance)) - first).abs() < 1e-5);
-        instance.after_step(&batch, 0.0).unwrap();
+        instance.after_step(&batch, Elapsed::default()).unwrap();
         let second = loss(&|row| vectors[row % 2]);
         assert!((f64::from(value(&instance)) - second).abs() < 1e-5);
         assert!((first - second).abs() > 1e-3, "the bank makes a difference");
@@ -246,7 +246,7 @@ mod tests {
                 ids: &ids,
                 negatives: None,
             };
-            instance.after_step(&batch, 0.0).unwrap();
+            instance.after_step(&batch, Elapsed::default()).unwrap();
             instance.bank.rows().to_vec2::<f32>().unwrap()
         };
         let first = step(&mut instance, [7, 8]);

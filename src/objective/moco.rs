@@ -25,7 +25,7 @@ use super::parts::queue::Queue;
 use super::parts::rows::{info_nce, normalise, partners};
 use super::parts::siamese::{self, Siamese};
 use super::parts::target::{Target, validate_momentum};
-use super::{Batch, Objective, SeenBy, Views};
+use super::{Batch, Elapsed, Objective, SeenBy, Views};
 use crate::encoder::{NamedArrays, Params};
 use crate::setting::{Invalid, within};
 use candle_core::{Device, Result, Tensor};
@@ -119,7 +119,7 @@ impl Objective for Moco {
             .to_vec()
     }
 
-    fn target(&self, _done: f64) -> Option<Target> {
+    fn target(&self, _elapsed: Elapsed) -> Option<Target> {
         let Config { momentum, norm_groups, .. } = self.config;
         Some(Target { momentum, norm_groups })
     }
@@ -146,7 +146,7 @@ impl Objective for Moco {
         self.pair.heads_mut()
     }
 
-    fn after_step(&mut self, batch: &Batch<'_>, _done: f64) -> Result<()> {
+    fn after_step(&mut self, batch: &Batch<'_>, _elapsed: Elapsed) -> Result<()> {
         let keys = self.keys(batch)?; // [M, P]
         let ids = batch.ids.repeat(keys.dim(0)? / batch.n_images);
         self.queue.push(&keys, &ids)?;
@@ -217,7 +217,7 @@ mod tests {
                 ids,
                 negatives: None,
             };
-            moco.after_step(&batch(&before), 0.0).unwrap();
+            moco.after_step(&batch(&before), Elapsed::default()).unwrap();
             moco.loss(&batch(&now)).unwrap().to_scalar::<f32>().unwrap()
         };
         // Its own key, the closest there is, would cost the most.

@@ -15,7 +15,7 @@
 //! views alone.
 //!
 //! The momentum rises to 1 along BYOL's half cosine where an end is declared, as in the published
-//! code.
+//! code, and is lower in the first thousand steps (`parts/target.rs`).
 //!
 //! Differs from the paper: the patch projection of a vision transformer is trained as the rest is;
 //! both views of a batch are normalised together; heads are smaller (512 and 128 rather than 4096
@@ -26,8 +26,8 @@ use super::parts::negatives::{NegativeWeights, weighted};
 use super::parts::rows::{cross_entropy, normalise, per_view};
 use super::parts::siamese::{self, Siamese};
 use super::parts::small_views::{self, mean_over_pairs};
-use super::parts::target::{Target, cosine_momentum, validate_momentum};
-use super::{Batch, Objective, SeenBy, Views};
+use super::parts::target::{Target, rising_momentum, validate_momentum};
+use super::{Batch, Elapsed, Objective, SeenBy, Views};
 use crate::encoder::{NamedArrays, Params};
 use crate::setting::{Invalid, within};
 use candle_core::{Device, Result, Tensor};
@@ -107,8 +107,8 @@ impl Objective for MocoV3 {
         self.config.small_views.beside_large(SeenBy::Both)
     }
 
-    fn target(&self, done: f64) -> Option<Target> {
-        let momentum = cosine_momentum(self.config.momentum, done);
+    fn target(&self, elapsed: Elapsed) -> Option<Target> {
+        let momentum = rising_momentum(self.config.momentum, elapsed);
         Some(Target { momentum, norm_groups: self.config.norm_groups })
     }
 
@@ -130,8 +130,8 @@ impl Objective for MocoV3 {
         self.pair.heads_mut()
     }
 
-    fn after_step(&mut self, _batch: &Batch<'_>, done: f64) -> Result<()> {
-        self.pair.follow(cosine_momentum(self.config.momentum, done))
+    fn after_step(&mut self, _batch: &Batch<'_>, elapsed: Elapsed) -> Result<()> {
+        self.pair.follow(rising_momentum(self.config.momentum, elapsed))
     }
 
     fn state(&self) -> Result<NamedArrays> {

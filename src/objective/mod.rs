@@ -40,14 +40,23 @@ use candle_core::{Device, Result, Tensor};
 use parts::target::Target;
 use serde::{Deserialize, Serialize};
 
+/// How much of a run lies behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Elapsed {
+    /// Steps taken.
+    pub steps: u64,
+    /// The share of the run, from 0 to 1; 0 where no end is declared.
+    pub share: f64,
+}
+
 /// A self-supervised loss with the heads it trains.
 pub trait Objective: Send {
     /// The groups of views to make of each image.
     fn views(&self) -> Vec<Views>;
 
     /// The moving-average encoder that it compares with, if it does, in the step that the run has
-    /// come to: `done` is the share of it that lies behind, 0 where no end is declared.
-    fn target(&self, _done: f64) -> Option<Target> {
+    /// come to.
+    fn target(&self, _elapsed: Elapsed) -> Option<Target> {
         None
     }
 
@@ -68,7 +77,7 @@ pub trait Objective: Send {
     ///
     /// # Errors
     /// Whatever tensor operations report.
-    fn after_step(&mut self, _batch: &Batch<'_>, _done: f64) -> Result<()> {
+    fn after_step(&mut self, _batch: &Batch<'_>, _elapsed: Elapsed) -> Result<()> {
         Ok(())
     }
 
@@ -346,12 +355,14 @@ mod tests {
             assert_eq!(toy.objective.state().unwrap(), before, "{config:?}: the loss moved it");
             assert_eq!(toy.loss().to_scalar::<f32>().unwrap(), first, "{config:?}");
             let heads = toy.objective.heads().to_arrays("").unwrap();
-            toy.with_batch(|objective, batch| objective.after_step(batch, 0.0).unwrap());
+            toy.with_batch(|objective, batch| {
+                objective.after_step(batch, Elapsed::default()).unwrap()
+            });
             let after = toy.objective.state().unwrap();
             assert_eq!(toy.objective.heads().to_arrays("").unwrap(), heads, "{config:?}");
             let is_stateless = before.is_empty();
             assert_eq!(before == after, is_stateless, "{config:?}");
-            let has_target = toy.objective.target(0.0).is_some();
+            let has_target = toy.objective.target(Elapsed::default()).is_some();
             assert!(!has_target || !is_stateless, "{config:?}");
             let sees = |views: &Views| views.seen_by.target();
             assert_eq!(toy.objective.views().iter().any(sees), has_target, "{config:?}");

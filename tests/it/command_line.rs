@@ -1,6 +1,7 @@
 //! Commands as people type them: what they print, and how they fail.
 
 use crate::harness::png;
+use std::path::Path;
 use std::process::{Command, Output};
 
 fn selfstream(args: &[&str]) -> Output {
@@ -69,6 +70,14 @@ fn assert_predictions(lines: &str, n_images: usize) {
     }
 }
 
+/// What `evaluate` reports of an encoder on `images`, which are both training and test images.
+fn evaluated(images: &str, report: &Path, args: &[&str]) -> serde_json::Value {
+    let of = ["evaluate", "--train", images, "--test", images, "--json", report.to_str().unwrap()];
+    let output = selfstream(&[&of[..], args].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap()
+}
+
 #[test]
 fn a_fixed_folder_is_learned_and_its_snapshot_embeds_and_evaluates() {
     let dir = tempfile::tempdir().unwrap();
@@ -118,15 +127,12 @@ fn a_fixed_folder_is_learned_and_its_snapshot_embeds_and_evaluates() {
     let report = dir.path().join("report.json");
     let page = dir.path().join("report.html");
     let predictions = dir.path().join("predictions.jsonl");
-    let args = ["evaluate", "--train", images, "--test", images, "--snapshot", snapshots, "--json"];
     let beside = ["--floors", "--supervised-steps", "2", "--over-time", "3", "--config"];
-    let [config, report_path, page_path, predictions_path] =
-        [&path, &report, &page, &predictions].map(|path| path.to_str().unwrap());
-    let outputs = [report_path, "--report", page_path, "--predictions", predictions_path];
-    let output = selfstream(&[&args[..], &outputs, &beside, &[config]].concat());
-    assert!(output.status.success(), "{}", stderr(&output));
-    let report: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    let [config, page_path, predictions_path] =
+        [&path, &page, &predictions].map(|path| path.to_str().unwrap());
+    let outputs = ["--report", page_path, "--predictions", predictions_path];
+    let snapshot = [&["--snapshot", snapshots], &outputs[..], &beside, &[config]].concat();
+    let report = evaluated(images, &report, &snapshot);
     // Every image of a class is the same image.
     assert_eq!(report["knn"], 1.0);
     assert_eq!((&report["images_train"], &report["images_test"]), (&60.into(), &60.into()));
@@ -135,6 +141,11 @@ fn a_fixed_folder_is_learned_and_its_snapshot_embeds_and_evaluates() {
     assert_eq!(report["few_shot"].as_array().unwrap().len(), 3);
     let names = report["floors"].as_array().unwrap().iter().map(|floor| &floor["name"]);
     assert!(names.eq(["pixels", "untrained"]));
+    // A floor that is evaluated by itself is the same encoder.
+    let untrained = dir.path().join("untrained.json");
+    let untrained = evaluated(images, &untrained, &["--untrained", "--config", config]);
+    assert_eq!(untrained["version"], report["floors"][1]["version"]);
+    assert_eq!(untrained["linear"], report["floors"][1]["linear"]);
     assert_eq!(report["supervised"]["steps"], 2);
     assert_predictions(&std::fs::read_to_string(predictions).unwrap(), 60);
     let moments = report["over_time"].as_array().unwrap();

@@ -10,6 +10,7 @@ use crate::evaluate::{
     self, Embedded, Embedder, RawPixels, Remote, Report, SnapshotEmbedder, Sources,
 };
 use crate::learner::history;
+use crate::pipeline;
 use crate::snapshot::{self, Snapshot};
 use crate::source::collection::Collection;
 use anyhow::{Context, Result};
@@ -63,6 +64,9 @@ struct EncoderArgs {
     /// Raw pixels at 16 px: the floor that any encoder must beat.
     #[arg(long)]
     pixels: bool,
+    /// The configuration's encoder before it has learned: what it is worth by its form alone.
+    #[arg(long)]
+    untrained: bool,
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
@@ -76,7 +80,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         ..evaluate::Config::default()
     };
     config.validate()?;
-    let snapshot = args.encoder.snapshot()?;
+    let snapshot = args.encoder.snapshot(args.beside.config.as_deref())?;
     let embedded = Embedded::new(&train, &test, &mut *args.encoder.embedder(&snapshot), &config)?;
     let mut report = embedded.report(config.seed)?;
     let beside = Beside {
@@ -109,7 +113,10 @@ pub(super) fn run(args: Args) -> Result<()> {
 }
 
 impl EncoderArgs {
-    fn snapshot(&self) -> Result<Option<Arc<Snapshot>>> {
+    fn snapshot(&self, config: Option<&Path>) -> Result<Option<Arc<Snapshot>>> {
+        if self.untrained {
+            return Ok(Some(Arc::new(pipeline::untrained(&Config::load(config)?)?)));
+        }
         let read = |path: &PathBuf| snapshot::read(path, &Device::Auto.open()?).map(Arc::new);
         self.snapshot.as_ref().map(read).transpose()
     }

@@ -4,7 +4,7 @@ use super::Trainer;
 use crate::learner::alignment::Alignment;
 use crate::learner::backbone::{self, Shadow};
 use crate::objective::parts::negatives::NegativeWeights;
-use crate::objective::{self, SeenBy};
+use crate::objective::{self, Elapsed, SeenBy};
 use candle_core::{Result, Tensor};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ pub struct Look<'a> {
     batch: Seen<'a>,
     /// Momentum of the objective's moving average of the encoder.
     momentum: Option<f64>,
-    done: f64,
+    elapsed: Elapsed,
     to_measure: Option<(Vec<f32>, usize)>,
     took: Duration,
 }
@@ -74,8 +74,9 @@ impl Trainer {
         let began = Instant::now();
         let n_images = ids.len();
         self.views.check(&views, n_images)?;
-        let done = self.schedule.done(self.progress);
-        let target = self.objective.target(done);
+        let elapsed =
+            Elapsed { steps: self.progress.steps, share: self.schedule.done(self.progress) };
+        let target = self.objective.target(elapsed);
         let targets = match &target {
             None => vec![],
             Some(target) => self.target_features(&views, n_images, target.norm_groups)?,
@@ -92,7 +93,7 @@ impl Trainer {
         let momentum = target.map(|target| target.momentum);
         let loss = tensor.to_scalar::<f32>()?;
         let took = began.elapsed();
-        Ok(Look { loss, aligned, leaves, batch, momentum, done, to_measure, took })
+        Ok(Look { loss, aligned, leaves, batch, momentum, elapsed, to_measure, took })
     }
 
     /// Takes the step down the loss that was looked at, at `rate_share` of the schedule's rate.
@@ -103,7 +104,7 @@ impl Trainer {
         let began = Instant::now();
         let rate = rate_share * self.schedule.rate(self.progress);
         self.descend(&look.aligned, &look.leaves, rate)?;
-        self.objective.after_step(&look.batch.as_batch(), look.done)?;
+        self.objective.after_step(&look.batch.as_batch(), look.elapsed)?;
         if let Some(momentum) = look.momentum {
             self.encoder.follow(Shadow::Target, momentum)?;
         }

@@ -6,6 +6,7 @@
 //! ```
 
 use crate::encoder::{NamedArrays, Params};
+use crate::objective::Elapsed;
 use crate::ops::update;
 use crate::setting::{Invalid, within};
 use candle_core::Result;
@@ -30,9 +31,15 @@ pub fn validate_momentum(momentum: f64) -> std::result::Result<(), Invalid> {
 }
 
 /// BYOL's momentum (arXiv 2006.07733, section 3.3), `1 - (1 - base) (cos(pi k / K) + 1) / 2`, with
-/// k / K the share `done` of the run; where no end is declared `done` is 0 and it stays at `base`.
-pub fn cosine_momentum(base: f64, done: f64) -> f64 {
-    1.0 - (1.0 - base) * ((PI * done).cos() + 1.0) / 2.0
+/// k / K the share of the run that lies behind.
+///
+/// Differs from the paper, whose runs are long: the average is over about a tenth of the run while
+/// that is shorter than what `base` says, or the target would be random weights for as many steps
+/// as a short run has. After n steps the base is at most `(1 + n) / (10 + n)`.
+pub fn rising_momentum(base: f64, elapsed: Elapsed) -> f64 {
+    let n = elapsed.steps as f64;
+    let base = base.min((1.0 + n) / (10.0 + n));
+    1.0 - (1.0 - base) * ((PI * elapsed.share).cos() + 1.0) / 2.0
 }
 
 /// The moving average of an objective's first heads.
@@ -95,9 +102,22 @@ mod tests {
 
     #[test]
     fn the_momentum_rises_along_half_a_cosine_to_1_at_a_declared_end() {
-        assert_eq!(cosine_momentum(0.9, 0.0), 0.9);
-        assert!((cosine_momentum(0.9, 0.5) - 0.95).abs() < 1e-12);
-        assert!((cosine_momentum(0.9, 1.0) - 1.0).abs() < 1e-12);
+        let momentum = |share| rising_momentum(0.9, Elapsed { steps: 1000, share });
+        assert_eq!(momentum(0.0), 0.9);
+        assert!((momentum(0.5) - 0.95).abs() < 1e-12);
+        assert!((momentum(1.0) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_average_is_never_over_much_more_than_a_tenth_of_the_run() {
+        let momentum = |steps| rising_momentum(0.99, Elapsed { steps, share: 0.0 });
+        assert_eq!([0, 90, 890].map(momentum), [0.1, 0.91, 0.99]);
+        assert_eq!(momentum(100_000), 0.99);
+        for steps in 20..2000 {
+            let averaged_steps = 1.0 / (1.0 - momentum(steps));
+            assert!(averaged_steps <= 0.2 * steps as f64, "{steps}");
+            assert!(momentum(steps) <= momentum(steps + 1), "{steps}");
+        }
     }
 
     #[test]
