@@ -12,8 +12,8 @@ pub enum Precision {
     /// f32.
     #[default]
     F32,
-    /// bf16: half the memory, and twice the products where
-    /// [`Isa::multiplies_bf16`](super::isa::Isa::multiplies_bf16) says so.
+    /// bf16: half the memory, and faster where
+    /// [`Isa::gains_by_bf16`](super::isa::Isa::gains_by_bf16) says so.
     Bf16,
 }
 
