@@ -113,6 +113,7 @@ pub(super) fn run(args: Args) -> Result<()> {
 }
 
 impl EncoderArgs {
+    /// The snapshot that was named, or what the configuration's encoder begins with.
     fn snapshot(&self, config: Option<&Path>) -> Result<Option<Arc<Snapshot>>> {
         if self.untrained {
             return Ok(Some(Arc::new(pipeline::untrained(&Config::load(config)?)?)));
