@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--target", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--rows", nargs="+", metavar="PATTERN", default=["*"],
                         help="rows whose name matches one of these, such as 'A *'")
-    parser.add_argument("--seeds", type=int, metavar="N", default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", default=[0, 1, 2])
     parser.add_argument("--list", action="store_true", help="list the rows and what is measured")
     parser.add_argument("--table", action="store_true", help="only write the tables anew")
     args = parser.parse_args()
@@ -69,10 +69,10 @@ def main():
     done = {(line["key"], line["seed"]) for line in measured()}
     if args.list:
         for row in chosen:
-            seeds = [seed for seed in range(args.seeds) if (key(row), seed) in done]
+            seeds = [seed for seed in args.seeds if (key(row), seed) in done]
             print(f"{row.name}: {row.seconds} s, protocol {row.protocol}, measured seeds {seeds}")
         return
-    due = [(row, seed) for seed in range(args.seeds) for row in chosen
+    due = [(row, seed) for seed in args.seeds for row in chosen
            if (key(row), seed) not in done and not args.table]
     if due:
         data = measure.Data(os.environ["SELFSTREAM_TEST_IMAGES"], args.target / "tmp/learning-streams")

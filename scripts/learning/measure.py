@@ -1,5 +1,6 @@
 """One row: selfstream learns from a real Kafka topic for the row's time, then tells images it never saw."""
 
+import copy
 import hashlib
 import json
 import signal
@@ -75,15 +76,17 @@ class Data:
 
 
 def toml(sections):
-    lines = []
+    lines = [f"{key} = {json.dumps(value)}" for key, value in sections.items() if not isinstance(value, dict)]
     for name, keys in sections.items():
+        if not isinstance(keys, dict):
+            continue
         lines.append(f"[{name}]")
         lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
 
 
 def settings(row, seed, broker, topic, folder):
-    merged = {section: dict(keys) for section, keys in row.settings.items()}
+    merged = copy.deepcopy(row.settings)
     ours = {
         "run": {"seed": seed},
         "kafka": {"brokers": broker.address, "topics": [topic], "group": topic},
@@ -126,10 +129,14 @@ def learn(program, row, seed, stream, broker, folder):
     return json.loads(summary.read_text()), began
 
 
-def hits(lines, probe):
-    """Which images were told right, as a hexadecimal number whose first bit is the first image."""
-    bits = "".join("1" if line[probe] == line["class"] else "0" for line in lines)
+def hexadecimal(right):
+    """Which images were told right, as a number whose first bit is the first image."""
+    bits = "".join("1" if told else "0" for told in right)
     return f"{int('1' + bits, 2):x}"  # a one in front keeps leading zeros
+
+
+def hits(lines, probe):
+    return hexadecimal(line[probe] == line["class"] for line in lines)
 
 
 def evaluate(program, encoder, reference, told, folder, beside=()):
@@ -186,11 +193,13 @@ def by_domain(program, row, data, folder, began):
     domains = list(files)
     table = []
     for snapshot in snapshots_over_time(folder, began, row, len(domains)):
-        table.append([leave_one_out(program, snapshot, files[domain]) for domain in domains])
-    return {"domains": domains, "knn": table}
+        right = [leave_one_out(program, snapshot, files[domain]) for domain in domains]
+        table.append([float(images.mean()) for images in right])
+    return {"domains": domains, "knn": table, "hits": [hexadecimal(images) for images in right]}
 
 
 def leave_one_out(program, snapshot, files, neighbours=20, temperature=0.1):
+    """Which of `files` are told right by the others, `[files]`."""
     command = [program, "embed", "--snapshot", snapshot, *files]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     x = np.array([json.loads(line)["embedding"] for line in out.splitlines()])
@@ -203,7 +212,7 @@ def leave_one_out(program, snapshot, files, neighbours=20, temperature=0.1):
     for column in nearest.T:
         weights = np.exp(similarity[np.arange(len(files)), column] / temperature)
         votes[np.arange(len(files)), labels[column]] += weights
-    return float((votes.argmax(1) == labels).mean())
+    return votes.argmax(1) == labels
 
 
 def told_figures(report, lines):

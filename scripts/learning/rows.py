@@ -13,7 +13,7 @@ class Row:
     """One of streams.PROTOCOLS."""
     protocol: str
     seconds: int
-    """Settings over config/default.toml, by section; of a peer's row, arguments of peer.py."""
+    """Settings over config/default.toml, a dictionary for each section; of a peer's row, arguments of peer.py."""
     settings: dict = field(default_factory=dict)
     """"selfstream"; "pytorch" (peer.py); or "pixels" and "untrained", which learn nothing."""
     side: str = "selfstream"
@@ -44,6 +44,9 @@ def sweep(name, protocol="A", **sections):
 OBJECTIVES = ["simclr", "moco", "moco-v3", "byol", "sigmoid", "rotation", "instance", "vicreg", "emp"]
 VIT = {"encoder": {"architecture": "vit-tiny-patch4"},
        "learner.optimizer": {"kind": "adamw"}}
+MASKED = {"learner": {"near_duplicates": "mask"}, "replay": {"duplicate_window": 1000}}
+# Most of a batch is replay, and what comes faster than that is sampled.
+SAMPLED = {"batch": {"pace": "fixed", "steps_per_batch": 4}, "kafka": {"lag_target_records": 1000}}
 VIT_RATE = {"learning_rate": 0.001, "warmup_steps": 50}
 
 ROWS = [
@@ -55,17 +58,18 @@ ROWS = [
     *(Row(f"A {floor}", "A", 0, {"input": {"side_px": 32}}, side=floor)
       for floor in ["pixels", "untrained"]),
     # What a user who declares no end gets, and what the best objective comes to in longer.
-    Row("A simclr, no declared end", "A", 180, {"input": {"side_px": 32}}),
+    Row("A sigmoid, no declared end", "A", 180, {"input": {"side_px": 32}, **objective("sigmoid")}),
     minutes("A sigmoid, 10 minutes", 10, **objective("sigmoid")),
-    Row("A simclr, vit-tiny-patch4", "A", 180,
-        {**declared(180, **VIT), "learner.schedule": {"end_after": "180s", **VIT_RATE}}),
+    Row("A sigmoid, vit-tiny-patch4", "A", 180,
+        {**declared(180, **VIT, **objective("sigmoid")), "learner.schedule": {"end_after": "180s", **VIT_RATE}}),
     # Streams that are not shuffled, not clean, or repeat themselves.
-    *(minutes(f"B replay {policy}", 3, "B", replay={"policy": policy})
+    *(minutes(f"B replay {policy}", 3, "B", replay={"policy": policy}, **objective("sigmoid"))
       for policy in ["none", "fifo", "reservoir"]),
-    minutes("C drift", 3, "C", input={"side_px": 48}),
-    minutes("C shuffled", 3, "C shuffled", input={"side_px": 48}),
-    minutes("D bursts", 3, "D"),
-    minutes("E dirty", 3, "E"),
+    minutes("C drift", 3, "C", input={"side_px": 48}, **objective("sigmoid")),
+    minutes("C shuffled", 3, "C shuffled", input={"side_px": 48}, **objective("sigmoid")),
+    minutes("D bursts", 3, "D", **objective("sigmoid")),
+    minutes("D bursts, preset camera", 3, "D", preset="camera", **objective("sigmoid")),
+    minutes("E dirty", 3, "E", **objective("sigmoid")),
     # Sweeps: what the defaults were chosen by, on held-out training images.
     *(sweep(f"sweep {kind}", **objective(kind)) for kind in OBJECTIVES),
     *(sweep(f"sweep simclr, views of {share} of the side", augment={"side_share": share})
@@ -90,11 +94,13 @@ ROWS = [
       for momentum in [0.9, 0.96]),
     *(sweep(f"sweep byol, rate {rate}", **objective("byol"),
             **{"learner.schedule": {"end_after": "180s", "learning_rate": rate}})
-      for rate in [0.2]),
-    # The same weights of its terms among each other; SGD's rate sees their size.
-    *(sweep(f"sweep vicreg, weights of {weight}",
-            **objective("vicreg", invariance=weight, variance=weight, covariance=weight / 25))
-      for weight in [1.0, 5.0]),
+      for rate in [0.02, 0.2]),
+    # SGD's rate sees the size of a loss, not only how its terms weigh against each other.
+    *(sweep(f"sweep vicreg, weights {i}, {v}, {c}", **objective("vicreg", invariance=i, variance=v, covariance=c))
+      for i, v, c in [(25.0, 25.0, 1.0), (1.0, 1.0, 0.04), (5.0, 5.0, 1.0), (5.0, 5.0, 0.04), (8.0, 64.0, 0.32)]),
+    # Streams that repeat themselves: what keeps near-duplicates from being each other's negatives.
+    *(sweep(f"sweep sigmoid, bursts{what}", "D", **objective("sigmoid"), **settings)
+      for what, settings in {"": {}, ", masked": MASKED, ", masked, a quarter fresh": {**MASKED, **SAMPLED}}.items()),
     Row("sweep simclr, vit-tiny-patch4", "A", 180,
         {**declared(180, **VIT), "learner.schedule": {"end_after": "180s", **VIT_RATE}},
         told_on="held-out"),
