@@ -41,6 +41,20 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Most fresh images in a step.
+    fn fresh_per_step(&self) -> usize {
+        match self.pace {
+            Pace::Fill => self.images,
+            Pace::Fixed => self.images.div_ceil(self.steps_per_batch),
+        }
+    }
+
+    /// The fewest steps that learn so many fresh images; at pace `fixed` no more are taken, but where a
+    /// batch is topped up.
+    pub fn steps_for(&self, fresh_images: u64) -> u64 {
+        fresh_images.div_ceil(self.fresh_per_step() as u64)
+    }
+
     /// Checks every value.
     ///
     /// # Errors
@@ -86,10 +100,7 @@ pub enum Decision {
 /// Decides, by pace. A step always has `config.images` images; a cold start waits for a full batch.
 pub fn decide(config: &Config, supply: Supply) -> Decision {
     let ready = supply.fresh.min(supply.fresh_limit);
-    let quota = match config.pace {
-        Pace::Fill => config.images,
-        Pace::Fixed => config.images.div_ceil(config.steps_per_batch),
-    };
+    let quota = config.fresh_per_step();
     let step = |fresh| Decision::Step { fresh, replayed: config.images - fresh };
     if supply.replay == 0 {
         return if ready >= config.images { step(config.images) } else { Decision::Wait };
@@ -120,6 +131,13 @@ mod tests {
 
     fn fixed(steps_per_batch: usize) -> Config {
         Config { images: 64, pace: Pace::Fixed, steps_per_batch, ..Config::default() }
+    }
+
+    #[test]
+    fn a_batch_takes_its_steps() {
+        assert_eq!(Config::default().steps_for(1000), 16, "1000 / 64 and a last one");
+        assert_eq!(fixed(4).steps_for(1000), 63, "16 fresh ones in each");
+        assert_eq!(fixed(4).steps_for(0), 0);
     }
 
     proptest! {

@@ -13,6 +13,8 @@ pub enum Preset {
     FastCpu,
     /// A better one from an hour or more on a few cores.
     Balanced,
+    /// Frames that look like those before them.
+    Camera,
     /// Large batches for a card.
     Gpu,
 }
@@ -24,6 +26,7 @@ impl Preset {
         match self {
             Self::FastCpu => include_str!("../../config/presets/fast-cpu.toml"),
             Self::Balanced => include_str!("../../config/presets/balanced.toml"),
+            Self::Camera => include_str!("../../config/presets/camera.toml"),
             Self::Gpu => include_str!("../../config/presets/gpu.toml"),
         }
     }
@@ -44,7 +47,7 @@ mod tests {
     use crate::config::Config;
     use crate::objective;
 
-    const EVERY: [Preset; 3] = [Preset::FastCpu, Preset::Balanced, Preset::Gpu];
+    const EVERY: [Preset; 4] = [Preset::FastCpu, Preset::Balanced, Preset::Camera, Preset::Gpu];
 
     fn name(preset: Preset) -> String {
         serde_json::to_value(preset).unwrap().as_str().unwrap().to_owned()

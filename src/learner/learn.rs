@@ -2,9 +2,10 @@
 
 use super::Learner;
 use super::page_hinkley::Rise;
+use super::run::Probe;
 use super::trainer::StepReport;
 use crate::augment::ViewGroup;
-use crate::batch::assemble::{Batch, Fresh, Order};
+use crate::batch::assemble::{Batch, Fresh, Order, assemble};
 use crate::decode::fingerprint::difference;
 use crate::events::Event;
 use crate::objective::parts::negatives::NegativeWeights;
@@ -30,12 +31,7 @@ impl Learner {
             .map(Origin::seed)
             .collect();
         let is_due = self.publisher.is_due(order.step);
-        // The first view of each image is at hand, where it is of the input's side.
-        let input_side_px = self.views.preprocess.side_px;
-        let is_input = |group: &ViewGroup| group.side_px.is_none_or(|side| side == input_side_px);
-        let is_probe = self.views.groups.first().is_some_and(is_input);
-        let probe_len = ids.len() * self.views.preprocess.input_len();
-        let probe = (is_due && is_probe).then(|| (views[..probe_len].to_vec(), ids.len()));
+        let (order, probe) = if is_due { self.probe(order, &views)? } else { (order, None) };
         let negatives = self.negatives(&fingerprints);
         let look = self.trainer.look(views, &ids, negatives.as_ref()).context("training step")?;
         if !self.health.admits(look.loss()) {
@@ -57,6 +53,20 @@ impl Learner {
         self.note_step(report);
         self.show();
         Ok(())
+    }
+
+    /// By what a candidate is looked at: a view of each image of the batch, of the side that is served.
+    fn probe(&self, order: Order, views: &[f32]) -> Result<(Order, Option<Probe>)> {
+        let n_images = order.fresh.len() + order.replayed.len();
+        let preprocess = &self.views.preprocess;
+        let is_served =
+            |group: &ViewGroup| group.side_px.is_none_or(|side_px| side_px == preprocess.side_px);
+        if self.views.groups.first().is_some_and(is_served) {
+            let first = views[..n_images * preprocess.input_len()].to_vec();
+            return Ok((order, Some(Probe { views: first, n_images })));
+        }
+        let served = assemble(&self.served_views(), order)?;
+        Ok((served.order, Some(Probe { views: served.views, n_images })))
     }
 
     /// Tells the buffer what its images of this step look like; returns sketches of the fresh ones.

@@ -192,9 +192,13 @@ pub(super) fn restore_trainer(
     );
     let Manifest { step: steps, trained, restarted_at, .. } = *manifest;
     let progress = Progress { steps, trained, restarted_at };
-    trainer
-        .restore(&restored.checkpoint.arrays, progress)
-        .with_context(|| format!("checkpoint {}", restored.checkpoint.id))?;
+    trainer.restore(&restored.checkpoint.arrays, progress).with_context(|| {
+        format!(
+            "checkpoint {} was not written with this [objective] and [learner]: choose another \
+             checkpoint.dir, or the old settings",
+            restored.checkpoint.id
+        )
+    })?;
     info!(
         checkpoint = restored.checkpoint.id,
         step = manifest.step,

@@ -124,7 +124,7 @@ pub enum Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self::Simclr(simclr::Config::default())
+        Self::Sigmoid(sigmoid::Config::default())
     }
 }
 

@@ -50,6 +50,8 @@ mod recovery;
 #[cfg(test)]
 mod refusals;
 #[cfg(test)]
+mod replay;
+#[cfg(test)]
 mod retention;
 #[cfg(test)]
 mod termination;

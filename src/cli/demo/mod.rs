@@ -8,6 +8,7 @@ mod stream;
 
 use super::log;
 use super::summary::RunSummary;
+use crate::batch::{self, Pace};
 use crate::config::{Config, LogForm};
 use crate::learner::{Limits, schedule};
 use crate::{augment, metrics, pipeline, shutdown};
@@ -48,6 +49,10 @@ const SNAPSHOT_EVERY: Duration = Duration::from_secs(10);
 /// their brightness: 314 steps on Fashion-MNIST reached kNN .750, at this strength .798, at 1.6 .759,
 /// where an untrained encoder has .775 (2,000 images that the demo neither streams nor measures by).
 const JITTER_STRENGTH: f32 = 1.0;
+
+/// Steps for each batch that arrives: in one, the first minutes of a stream teach little, and nothing is replayed.
+/// The embedded broker waits meanwhile.
+const STEPS_PER_BATCH: usize = 4;
 
 /// A demo that ends after `steps` lets its rate fall to zero there: an end that is known teaches more
 /// than one that comes unawares.
@@ -130,8 +135,12 @@ fn config(
     }
     config.server.listen.set_port(args.port);
     config.snapshot.every = SNAPSHOT_EVERY;
+    if config.batch == batch::Config::default() {
+        config.batch.pace = Pace::Fixed;
+        config.batch.steps_per_batch = STEPS_PER_BATCH;
+    }
     if let Some(images) = args.stop_after {
-        declare_end(&mut config.learner.schedule, images.div_ceil(config.batch.images as u64));
+        declare_end(&mut config.learner.schedule, config.batch.steps_for(images));
     }
     config.snapshot.dir.clone_from(&args.snapshots);
     config.validate()?;
