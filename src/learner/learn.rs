@@ -55,15 +55,20 @@ impl Learner {
         Ok(())
     }
 
-    /// By what a candidate is looked at: a view of each image of the batch, of the side that is served.
+    /// The images of a batch, to look at a candidate by; none where replayed ones are to be had, of the side
+    /// that is served, which are more varied than a burst of fresh ones.
     fn probe(&self, order: Order, views: &[f32]) -> Result<(Order, Option<Probe>)> {
         let n_images = order.fresh.len() + order.replayed.len();
         let preprocess = &self.views.preprocess;
         let is_served =
             |group: &ViewGroup| group.side_px.is_none_or(|side_px| side_px == preprocess.side_px);
         if self.views.groups.first().is_some_and(is_served) {
+            // At hand.
             let first = views[..n_images * preprocess.input_len()].to_vec();
             return Ok((order, Some(Probe { views: first, n_images })));
+        }
+        if !self.replay.entries().is_empty() {
+            return Ok((order, None));
         }
         let served = assemble(&self.served_views(), order)?;
         Ok((served.order, Some(Probe { views: served.views, n_images })))
