@@ -2,10 +2,9 @@
 
 use super::Learner;
 use super::page_hinkley::Rise;
-use super::run::Probe;
 use super::trainer::StepReport;
 use crate::augment::ViewGroup;
-use crate::batch::assemble::{Batch, Fresh, Order, assemble};
+use crate::batch::assemble::{Batch, Fresh, Order};
 use crate::decode::fingerprint::difference;
 use crate::events::Event;
 use crate::objective::parts::negatives::NegativeWeights;
@@ -31,7 +30,12 @@ impl Learner {
             .map(Origin::seed)
             .collect();
         let is_due = self.publisher.is_due(order.step);
-        let (order, probe) = if is_due { self.probe(order, &views)? } else { (order, None) };
+        // The first view of each image is at hand, where it is of the input's side.
+        let input_side_px = self.views.preprocess.side_px;
+        let is_input = |group: &ViewGroup| group.side_px.is_none_or(|side| side == input_side_px);
+        let is_probe = self.views.groups.first().is_some_and(is_input);
+        let probe_len = ids.len() * self.views.preprocess.input_len();
+        let probe = (is_due && is_probe).then(|| (views[..probe_len].to_vec(), ids.len()));
         let negatives = self.negatives(&fingerprints);
         let look = self.trainer.look(views, &ids, negatives.as_ref()).context("training step")?;
         if !self.health.admits(look.loss()) {
@@ -53,25 +57,6 @@ impl Learner {
         self.note_step(report);
         self.show();
         Ok(())
-    }
-
-    /// The images of a batch, to look at a candidate by; none where replayed ones are to be had, of the side
-    /// that is served, which are more varied than a burst of fresh ones.
-    fn probe(&self, order: Order, views: &[f32]) -> Result<(Order, Option<Probe>)> {
-        let n_images = order.fresh.len() + order.replayed.len();
-        let preprocess = &self.views.preprocess;
-        let is_served =
-            |group: &ViewGroup| group.side_px.is_none_or(|side_px| side_px == preprocess.side_px);
-        if self.views.groups.first().is_some_and(is_served) {
-            // At hand.
-            let first = views[..n_images * preprocess.input_len()].to_vec();
-            return Ok((order, Some(Probe { views: first, n_images })));
-        }
-        if !self.replay.entries().is_empty() {
-            return Ok((order, None));
-        }
-        let served = assemble(&self.served_views(), order)?;
-        Ok((served.order, Some(Probe { views: served.views, n_images })))
     }
 
     /// Tells the buffer what its images of this step look like; returns sketches of the fresh ones.
@@ -131,6 +116,7 @@ impl Learner {
         }
         counter!("selfstream_learned_images_total").increment(fresh.len() as u64);
         self.learned_here += fresh.len() as u64;
+        self.offer_all_pending();
         let mut sketches = sketches.into_iter();
         for (index, fresh) in fresh.into_iter().enumerate() {
             let Fresh { origin, generation, bytes, timestamp_ms, .. } = fresh;

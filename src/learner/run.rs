@@ -13,29 +13,22 @@ use anyhow::Result;
 use metrics::gauge;
 use tracing::info;
 
-/// Images by which a candidate is looked at.
-pub(super) struct Probe {
-    /// Flat `[N, H, W, C]`.
-    pub(super) views: Vec<f32>,
-    pub(super) n_images: usize,
-}
-
 impl Learner {
     /// A restored encoder serves at once, if it passes the gate.
     pub(super) fn publish_restored(&mut self) -> Result<()> {
         if self.trainer.progress().steps == 0 { Ok(()) } else { self.publish(None) }
     }
 
-    /// Publishes the encoder as it is, checked on `probe`, or on replayed images.
-    pub(super) fn publish(&mut self, probe: Option<Probe>) -> Result<()> {
-        let Probe { views, n_images } = match probe {
+    /// Publishes the encoder as it is, checked on `probe`, views of as many images, or on replayed ones.
+    pub(super) fn publish(&mut self, probe: Option<(Vec<f32>, usize)>) -> Result<()> {
+        let (probe, n_probe) = match probe {
             Some(probe) => probe,
             None => self.replayed_probe()?,
         };
         let monitors = self.window.figures();
         monitors.iter().for_each(Figures::show);
         let (learned, step) = (self.counts().learned, self.trainer.progress().steps);
-        let probe = (&views[..], n_images);
+        let probe = (&probe[..], n_probe);
         let done = Done { images_learned: learned, changes: self.on_drift.changes() };
         let has_passed = self.publisher.publish(&self.trainer, done, probe, monitors)?;
         if self.health.judged(step, has_passed) {
@@ -44,20 +37,16 @@ impl Learner {
         Ok(())
     }
 
-    fn replayed_probe(&self) -> Result<Probe> {
+    fn replayed_probe(&self) -> Result<(Vec<f32>, usize)> {
         let step = self.trainer.progress().steps;
         let mut replayed = replay::draw(&*self.replay, self.batch.images, self.views.seed, step);
         if replayed.is_empty() {
             replayed.clone_from(&self.pending);
         }
-        let n_images = replayed.len();
-        let order = Order { step, fresh: vec![], replayed };
-        Ok(Probe { views: assemble(&self.served_views(), order)?.views, n_images })
-    }
-
-    /// One view of each image, of the side that is served.
-    pub(super) fn served_views(&self) -> ViewSpec {
-        ViewSpec { groups: vec![ViewGroup::alike(1)], fingerprints: false, ..self.views.clone() }
+        let n_probe = replayed.len();
+        let groups = vec![ViewGroup::alike(1)];
+        let views = ViewSpec { groups, fingerprints: false, ..self.views.clone() };
+        Ok((assemble(&views, Order { step, fresh: vec![], replayed })?.views, n_probe))
     }
 
     /// Learns until it is told to stop, then publishes and writes a last checkpoint.
@@ -96,8 +85,7 @@ impl Learner {
 
     /// Orders the next batch, or waits for what it lacks. True if it was ordered.
     fn order_next(&mut self) -> Result<bool> {
-        // A buffer that keeps nothing needs none yet, and the last candidate is looked at by them.
-        if self.replay.entries().is_empty() && self.shape.replay.policy != Policy::None {
+        if self.replay.entries().is_empty() {
             self.offer_pending();
         }
         match decide(&self.batch, self.supply(0)) {
@@ -146,7 +134,15 @@ impl Learner {
         Ok(())
     }
 
+    /// Offers the buffer what the last step learned, but for one that keeps nothing: until the next step has
+    /// learned others, candidates are looked at by these.
     fn offer_pending(&mut self) {
+        if self.shape.replay.policy != Policy::None {
+            self.offer_all_pending();
+        }
+    }
+
+    pub(super) fn offer_all_pending(&mut self) {
         for entry in self.pending.drain(..) {
             self.replay.offer(entry);
         }

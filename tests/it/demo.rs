@@ -1,9 +1,9 @@
 //! The demo, as a newcomer starts it.
 
-use crate::harness::{Program, free_port, wait_for};
+use crate::harness::{Program, free_port, png, wait_for};
 use serde_json::Value;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[test]
@@ -18,6 +18,14 @@ fn the_demo_answers_queries_while_it_learns_and_ends_when_told_to() {
         let answer = Command::new("curl").args(["-sf", &url]).output().unwrap();
         answer.status.success().then_some(())
     });
+    let image = dir.path().join("image.png");
+    fs::write(&image, png(1, 28)).unwrap();
+    let body = format!("@{}", image.display());
+    let url = format!("http://127.0.0.1:{port}/v1/embeddings");
+    let args = ["-sf", "-H", "content-type: image/png", "--data-binary", &body, &url];
+    let answer = Command::new("curl").args(args).output().unwrap();
+    let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert!(answer["data"][0]["embedding"].is_array(), "{answer}");
     assert!(program.terminate().success(), "{}", program.log());
     let summary = summary(dir.path());
     assert!(summary["images_learned"].as_u64().unwrap() > 0, "{summary}");
@@ -34,6 +42,7 @@ fn the_demo_learns_and_sums_up() {
     assert_eq!(summary["images_refused"], 0);
     assert!(summary["images_received"].as_u64().unwrap() >= 1000);
     assert!(summary["loss_last"].as_f64().unwrap() < summary["loss_first"].as_f64().unwrap());
+    assert!(summary["freshness_seconds"]["p99"].as_f64().unwrap() > 0.0);
     for key in ["encoder", "untrained", "pixels"] {
         assert!(summary["knn"][key].as_f64().unwrap() > 0.1, "{key}: {summary}");
     }
@@ -54,7 +63,7 @@ fn demo(dir: &Path, port: u16, more: &[&str]) -> Program {
     Program::start(&[&args[..], &kept, more].concat(), &dir.join("log"))
 }
 
-fn summary_file(dir: &Path) -> std::path::PathBuf {
+fn summary_file(dir: &Path) -> PathBuf {
     dir.join("summary.json")
 }
 

@@ -1,16 +1,17 @@
 //! Replay policies, in whole runs.
 
-use crate::harness::Program;
-use image::{Rgb, RgbImage};
+use crate::harness::{Program, png};
 use serde_json::Value;
-use std::path::Path;
 
 /// Whatever is kept, an encoder goes live while it learns: there is always something to look at it by.
 #[test]
 fn every_policy_publishes_while_it_learns() {
     let dir = tempfile::tempdir().unwrap();
     let images = dir.path().join("images");
-    write_images(&images, 60);
+    std::fs::create_dir(&images).unwrap();
+    for index in 0..60 {
+        std::fs::write(images.join(format!("{index}.png")), png(index, 16)).unwrap();
+    }
     for policy in ["none", "fifo", "reservoir", "min-red", "centroid"] {
         let [config, checkpoints, summary] =
             ["toml", "checkpoints", "json"].map(|what| dir.path().join(format!("{policy}.{what}")));
@@ -29,17 +30,5 @@ fn every_policy_publishes_while_it_learns() {
         assert!(steps.as_u64().unwrap() >= 5, "{policy}: {summary}");
         // Each step but the first looks at the weights of the one before; the end at the last.
         assert_eq!(published, steps, "{policy}: {}", program.log());
-    }
-}
-
-/// Images that differ from each other.
-fn write_images(dir: &Path, n_images: u32) {
-    std::fs::create_dir_all(dir).unwrap();
-    for index in 0..n_images {
-        let image = RgbImage::from_fn(16, 16, |x, y| {
-            let wave = |rate: u32| (((x * rate + y * (index % 7 + 1)) * (index + 3)) % 251) as u8;
-            Rgb([wave(2), wave(5), wave(11)])
-        });
-        image.save(dir.join(format!("{index}.png"))).unwrap();
     }
 }
