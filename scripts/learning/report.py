@@ -21,6 +21,7 @@ DRAWS = 10_000
 # Row, what it is set beside, which probe.
 DIFFERENCES = [
     *((f"A {kind}", f"A {kind} of PyTorch", "knn") for kind in ("simclr", "moco", "byol")),
+    ("A byol, 10 minutes", "A byol of PyTorch, 10 minutes", "knn"),
     *((f"A {kind}", "A pixels", "knn") for kind in ("sigmoid", "instance", "vicreg", "emp")),
     ("A rotation", "A untrained", "knn"),
     *((f"B replay {policy}", "B replay none", "knn") for policy in ("fifo", "reservoir")),
