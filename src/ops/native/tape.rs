@@ -462,8 +462,8 @@ mod tests {
     fn a_step_lowers_the_loss(architecture: Architecture) {
         let plan = architecture.plan();
         let params = HostParams::init(&plan, [1, 0]).unwrap();
-        // A last grid of some pixels: norms over few would bend the loss within a step.
-        let side = if architecture.to_string().ends_with("-imagenet") { 96 } else { 32 };
+        // A last grid of 4 x 4 pixels: norms over fewer bend the loss within a step, and make its rounding large.
+        let side = if architecture.to_string().ends_with("-imagenet") { 128 } else { 32 };
         let (images, pull) = (noise(1, 8 * side * side * 3), noise(2, 8 * plan.feature_dim));
         let mut tape = Tape::new(&plan, 8, side).unwrap();
         let mut loss = |params: &HostParams| -> f64 {
@@ -475,13 +475,12 @@ mod tests {
         let mut trained = Tape::new(&plan, 8, side).unwrap();
         trained.forward(&params, images.clone()).unwrap();
         trained.backward(&params, &pull, &mut gradient).unwrap();
-        // By the unit: the deepest network's loss is rounded by about a hundredth, and by more with one processor's
-        // instructions than with another's. Rectifiers that turn on the way bend it by no more.
+        // By a quarter of the unit: far above the rounding of the loss, and few rectifiers turn on the way.
         let square: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum();
         let moved = |sign: f64| {
             let mut params = params.clone();
             for (weight, gradient) in params.values.iter_mut().zip(&gradient) {
-                *weight += (sign / square * f64::from(*gradient)) as f32;
+                *weight += (sign * 0.25 / square * f64::from(*gradient)) as f32;
             }
             params
         };
@@ -491,7 +490,7 @@ mod tests {
         let moves = up.values.iter().zip(&down.values).map(|(up, down)| f64::from(up - down));
         let expected: f64 = moves.zip(&gradient).map(|(moved, g)| moved * f64::from(*g)).sum();
         println!("{architecture}: {found} for {expected}");
-        assert!((found / expected - 1.0).abs() < 0.03, "{architecture}: {found} for {expected}");
+        assert!((found / expected - 1.0).abs() < 0.02, "{architecture}: {found} for {expected}");
     }
 
     #[test]
