@@ -17,7 +17,7 @@
 //! crops of a fifth of the image to all of it rather than 20 to 200 of a quarter, which is what a few
 //! cores can learn from in minutes (docs/LEARNING.md); heads are smaller. `epsilon_squared` is the
 //! published code's .2. Lambda is 60 and not 200: R of N images is N/2 log(1 + P / (N epsilon^2)) at
-//! most, for N < P, which is 77 for batches of 64 and projections of 128; batches of 32 take less.
+//! most, for N < P, which is 77 for batches of 64 and projections of 128.
 
 use super::parts::head::{self, Ending, Head};
 use super::parts::log_det::log_det;
@@ -30,8 +30,8 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// How steep the loss is. In 3 minutes of CIFAR-10 on 2 cores (November 2026) at rates of .006 and .06 without
-/// it, and 8 crops of a quarter, kNN came to .27 and .30, an untrained encoder's; at .5, and the crops
-/// below, to .44.
+/// it, with 8 crops of a quarter and a lambda of 200, kNN came to .27 and .30, an untrained encoder's; at .5, and
+/// the crops below, to .44.
 const SLOPE: f64 = 8.0;
 
 /// `[objective]` with `kind = "emp"`.
