@@ -34,10 +34,11 @@ RUN apt-get update \
 COPY --from=samples /usr/share/datasets/fashion-mnist /usr/share/datasets/fashion-mnist
 COPY --from=samples /usr/share/doc/dataset-fashion-mnist/copyright \
     /usr/share/doc/dataset-fashion-mnist/copyright
-COPY config/default.toml /etc/selfstream/config.toml
+# Mount a file of your own there; it needs only what differs from the defaults.
+COPY config/container.toml /etc/selfstream/config.toml
 COPY --from=build /build/target/release/selfstream /usr/local/bin/selfstream
 
-# Reachable from outside the container, which loopback, the default, is not.
+# Reachable from outside the container, which loopback, the default, is not; with a mounted file, too.
 ENV SELFSTREAM__SERVER__LISTEN=0.0.0.0:8080
 # By number, so that an orchestrator can tell that it is not root.
 USER 10001:10001

@@ -11,6 +11,7 @@ pub use memory::{MemoryPlan, Part};
 pub use preset::Preset;
 pub use run::{LogForm, Run};
 
+use crate::learner::optimizer;
 use crate::setting::{Invalid, within};
 use crate::{
     augment, batch, checkpoint, claim, decode, drift, encoder, evaluate, gate, learner, objective,
@@ -159,7 +160,8 @@ impl Config {
         if let Some(objective) = of_kind(given, "objective") {
             defaults.objective = objective;
         }
-        if let Some(optimizer) = of_kind(given, "learner.optimizer") {
+        if let Some(optimizer) = of_kind::<optimizer::Config>(given, "learner.optimizer") {
+            defaults.learner.schedule.learning_rate = optimizer.usual_learning_rate();
             defaults.learner.optimizer = optimizer;
         }
         defaults
@@ -184,6 +186,7 @@ impl Config {
         self.validate_input_of_encoder()?;
         self.objective.validate()?;
         self.objective.validate_batch(self.batch.images)?;
+        self.validate_views_of_objective()?;
         self.learner.validate()?;
         self.gate.validate()?;
         self.snapshot.validate()?;
@@ -452,6 +455,16 @@ mod tests {
     }
 
     #[test]
+    fn an_optimiser_brings_its_rate() {
+        let rate = |text: &str| Config::parse(text).unwrap().learner.schedule.learning_rate;
+        assert_eq!(rate(""), 0.06);
+        assert_eq!(rate("learner.optimizer.kind = \"adamw\""), 0.001);
+        assert_eq!(rate("learner.optimizer.kind = \"lars\"\nlearner.optimizer.trust = 0.01"), 0.3);
+        let given = "learner.optimizer.kind = \"adamw\"\nlearner.schedule.learning_rate = 0.01";
+        assert_eq!(rate(given), 0.01);
+    }
+
+    #[test]
     fn an_encoder_of_a_grid_wants_its_side() {
         let text = "encoder.architecture = \"vit-small-patch16-grid14\"\ninput.side_px";
         let refused = message(&format!("{text} = 96"));
@@ -462,6 +475,16 @@ mod tests {
             message.contains("augment.side_share = 0.5") && message.contains("unset or 1"),
             "{message}"
         );
+        for (views, key) in [
+            (
+                "{ kind = \"simclr\", small_views = { count = 2 } }",
+                "objective.small_views.side_px = 112",
+            ),
+            ("{ kind = \"emp\", crop_side_px = 96 }", "objective.crop_side_px = 96"),
+        ] {
+            let message = self::message(&format!("objective = {views}\n{text} = 224"));
+            assert!(message.contains(key) && message.contains("224"), "{message}");
+        }
     }
 
     /// A value of the wrong kind: the message names the key and the value's kind.

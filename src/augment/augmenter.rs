@@ -53,7 +53,7 @@ impl Augmenter {
     /// `preprocess` describes.
     pub fn new(config: &Config, preprocess: &Preprocess, groups: &[ViewGroup]) -> Self {
         let group = |&wanted: &ViewGroup| {
-            let side_px = wanted.side_px.unwrap_or(preprocess.side_px);
+            let side_px = wanted.side.px(preprocess.side_px);
             Group {
                 wanted,
                 resizer: SquareResizer::new(side_px),
@@ -112,6 +112,7 @@ impl Group {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Side;
     use super::super::canvas::tests::distance;
     use super::super::resize::tests::noise;
     use super::*;
@@ -241,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_group_has_its_own_side() {
-        let small = ViewGroup { side_px: Some(6), ..ViewGroup::alike(1) };
+        let small = ViewGroup { side: Side::Px(6), ..ViewGroup::alike(1) };
         let preprocess = Preprocess::imagenet(16);
         let groups = [ViewGroup::alike(1), small];
         assert_eq!(groups.map(|group| group.view_len(16)), [768, 108]);

@@ -4,13 +4,36 @@ use super::Config;
 use super::recipe::ViewRecipe;
 use crate::decode::Enough;
 
+/// The side of views.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Side {
+    /// That of all views which want no other.
+    #[default]
+    Usual,
+    /// Half of that.
+    Half,
+    /// So many pixels.
+    Px(usize),
+}
+
+impl Side {
+    /// In pixels, where the usual side is `usual_px`.
+    pub const fn px(self, usual_px: usize) -> usize {
+        match self {
+            Self::Usual => usual_px,
+            Self::Half => usual_px.div_ceil(2),
+            Self::Px(side_px) => side_px,
+        }
+    }
+}
+
 /// Views of each image that are made alike.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ViewGroup {
     /// How many of each image: even ones are made as the recipe's view a, odd ones as view b.
     pub views_per_image: usize,
-    /// Their side; unset, that of the encoder's input.
-    pub side_px: Option<usize>,
+    /// Their side.
+    pub side: Side,
     /// Least and largest share of the image's area that they show; unset, the configuration's.
     pub crop_area: Option<[f32; 2]>,
     /// Whether view v is turned by v quarter turns, counter-clockwise, when all else is done: v
@@ -21,23 +44,23 @@ pub struct ViewGroup {
 impl ViewGroup {
     /// Views as the configuration makes them.
     pub const fn alike(views_per_image: usize) -> Self {
-        Self { views_per_image, side_px: None, crop_area: None, is_turned: false }
+        Self { views_per_image, side: Side::Usual, crop_area: None, is_turned: false }
     }
 
-    /// Numbers in one of its views, `H * W * C`, for an encoder's input of `input_side_px`.
-    pub fn view_len(&self, input_side_px: usize) -> usize {
-        let side_px = self.side_px.unwrap_or(input_side_px);
+    /// Numbers in one of its views, `H * W * C`, where usual ones have a side of `usual_px`.
+    pub fn view_len(&self, usual_px: usize) -> usize {
+        let side_px = self.side.px(usual_px);
         side_px * side_px * 3
     }
 
     /// What an image has to have for every crop that may be drawn of it to be at least as wide and
-    /// as high as the view, for an encoder's input of `input_side_px`.
+    /// as high as the view, where usual ones have a side of `usual_px`.
     ///
     /// A crop of a share a of the area whose shape is r is sqrt(a r) sqrt(W H) wide, and its height
     /// has 1 / r in place of r. One that fits nowhere is cut from the middle instead, as wide or
     /// high as the image's shorter side, and the other side of an allowed shape.
-    pub fn enough(&self, config: &Config, input_side_px: usize) -> Enough {
-        let side_px = self.side_px.unwrap_or(input_side_px);
+    pub fn enough(&self, config: &Config, usual_px: usize) -> Enough {
+        let side_px = self.side.px(usual_px);
         let of_view = |view_index| {
             let view = self.adapt(config.view(view_index, side_px));
             let [least_area, _] = view.crop_area.map(f64::from);
@@ -69,8 +92,8 @@ impl ViewGroup {
 }
 
 /// What is enough for the views of all `groups`.
-pub fn enough(config: &Config, groups: &[ViewGroup], input_side_px: usize) -> Enough {
-    let each = groups.iter().map(|group| group.enough(config, input_side_px));
+pub fn enough(config: &Config, groups: &[ViewGroup], usual_px: usize) -> Enough {
+    let each = groups.iter().map(|group| group.enough(config, usual_px));
     each.fold(Enough { shorter_px: 1, pixels: 1 }, larger)
 }
 
@@ -123,7 +146,7 @@ mod tests {
     fn the_most_demanding_group_decides() {
         let config = Config { crop_area: [0.25, 1.0], ..Config::default() };
         let small =
-            ViewGroup { side_px: Some(10), crop_area: Some([0.01, 0.1]), ..ViewGroup::alike(1) };
+            ViewGroup { side: Side::Px(10), crop_area: Some([0.01, 0.1]), ..ViewGroup::alike(1) };
         let cases = [vec![ViewGroup::alike(2)], vec![small], vec![ViewGroup::alike(2), small]];
         let [large, small, both] = cases.map(|groups| enough(&config, &groups, 16));
         // 16^2 / (1/4 * 3/4) = 1365.3; 10^2 / (1/100 * 3/4) = 13333.3

@@ -44,7 +44,7 @@ mod golden;
 pub use augmenter::{Augmenter, view_rng};
 pub use canvas::Canvas;
 pub use config::Config;
-pub use group::{ViewGroup, enough};
+pub use group::{Side, ViewGroup, enough};
 pub use plain::plain_view;
 pub use preprocess::Preprocess;
 pub use recipe::{Recipe, ViewRecipe};

@@ -44,7 +44,7 @@ pub(super) fn beneath(given: Figment) -> Figment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, DEFAULT_TOML};
     use crate::objective;
 
     const EVERY: [Preset; 4] = [Preset::FastCpu, Preset::Balanced, Preset::Camera, Preset::Gpu];
@@ -75,6 +75,27 @@ mod tests {
         let given = Config::parse("preset = \"gpu\"\nbatch.images = 48").unwrap();
         assert_eq!(given.batch.images, 48);
         assert_eq!(given.encoder, gpu.encoder);
+    }
+
+    /// Its file says that the defaults agree with it. The side of views is a share there, and unset here.
+    #[test]
+    fn the_preset_for_a_few_cores_is_the_defaults() {
+        let plain = Config::default();
+        let mut fast = Config::parse("preset = \"fast-cpu\"").unwrap();
+        assert_eq!(fast.view_side_px(), plain.view_side_px());
+        (fast.preset, fast.augment.side_share) = (None, None);
+        assert_eq!(fast, plain);
+    }
+
+    /// A key that is given at its default is given.
+    #[test]
+    fn in_a_whole_copy_of_the_defaults_a_preset_chooses_what_is_commented_out() {
+        let camera = Config::parse("preset = \"camera\"").unwrap();
+        let copy = Config::parse(&format!("preset = \"camera\"\n{DEFAULT_TOML}")).unwrap();
+        let mut expected = Config { preset: camera.preset, ..Config::default() };
+        assert_ne!(camera.kafka, expected.kafka);
+        expected.kafka.lag_target_records = camera.kafka.lag_target_records;
+        assert_eq!(copy, expected);
     }
 
     #[test]

@@ -38,6 +38,22 @@ impl Config {
         (side_px.round() as usize).clamp(LEAST_VIEW_PX.min(input_px), input_px)
     }
 
+    /// An objective that chooses the side of views chooses one that the encoder takes.
+    pub(super) fn validate_views_of_objective(&self) -> Result<(), Invalid> {
+        let Some((key, side)) = self.objective.own_side() else { return Ok(()) };
+        let (view_px, architecture) = (self.view_side_px(), self.encoder.architecture);
+        let side_px = side.px(view_px);
+        match architecture.only_side_px() {
+            Some(only_px) if only_px != side_px => {
+                let allowed = format!(
+                    "{only_px}, or no such views, with encoder.architecture {architecture}"
+                );
+                Err(Invalid::new(key, side_px, allowed))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// An encoder with positions of a grid takes images of one side.
     pub(super) fn validate_input_of_encoder(&self) -> Result<(), Invalid> {
         let architecture = self.encoder.architecture;

@@ -14,7 +14,7 @@ pub enum Init {
     Ones,
     /// Normal with this standard deviation.
     Normal {
-        /// It.
+        /// The standard deviation of the weights about a mean of zero.
         deviation: f32,
     },
     /// Normal with variance 2 / `fan` (He et al. 2015, arXiv 1502.01852, eq. 10).

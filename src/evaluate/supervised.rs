@@ -2,14 +2,14 @@
 //! and budget allow where nobody has to do without labels.
 //!
 //! A linear classifier stands on the features, and both learn by the mean softmax cross-entropy of
-//! one augmented view an image, in shuffled passes over the training images, with the optimiser,
-//! learning rate and warm-up of the run that it is compared with. Its end is known, so the rate
+//! one augmented view an image, in shuffled passes over the training images, with the side of views,
+//! optimiser, learning rate and warm-up of the run that it is compared with. Its end is known, so the rate
 //! falls to zero there. Views a and b of the recipe are made in turn.
 
 use super::classifier::{Classifier, head, logits};
 use super::labelled::{draw, example};
 use super::{Classes, Config, Embedded, SnapshotEmbedder, accuracy};
-use crate::augment::{self, Augmenter, Preprocess, ViewGroup};
+use crate::augment::{self, Augmenter, Preprocess, Side, ViewGroup};
 use crate::decode;
 use crate::encoder::{Architecture, Params};
 use crate::learner::backbone::{self, Backbone, Spec};
@@ -42,6 +42,8 @@ pub struct Recipe {
     pub architecture: Architecture,
     /// Size and normalisation of its input.
     pub preprocess: Preprocess,
+    /// Side of the views that it learns from.
+    pub view_side_px: usize,
     /// How views differ from images.
     pub augment: augment::Config,
     /// Which images are taken.
@@ -218,7 +220,7 @@ impl<'a> Run<'a> {
         let device = &self.recipe.device;
         let labels = Tensor::from_vec(labels, self.recipe.batch_images, device)?; // [N]
         // As in the learner, the graph ends at a leaf: the encoder has a backward of its own.
-        let leaf = Var::from_tensor(&self.encoder.forward(views, self.recipe.preprocess.side_px)?)?; // [N, D]
+        let leaf = Var::from_tensor(&self.encoder.forward(views, self.recipe.view_side_px)?)?; // [N, D]
         let loss = cross_entropy(&logits(&self.head, &leaf)?, &labels)?;
         let gradients = loss.backward()?;
         let features = gradients.get(&leaf).context("no gradient reaches the features")?;
@@ -231,9 +233,11 @@ impl<'a> Run<'a> {
 
     /// The next images as views, flat `[N, H, W, C]`, with their classes.
     fn batch(&mut self) -> Result<(Vec<f32>, Vec<u32>)> {
-        let Recipe { augment, preprocess, decode, seed, batch_images, .. } = self.recipe;
+        let Recipe { view_side_px, augment, preprocess, decode, seed, batch_images, .. } =
+            self.recipe;
         let indices: Vec<usize> = (0..*batch_images).map(|_| self.next_image()).collect();
-        let (step, view_len) = (self.progress.steps, preprocess.input_len());
+        let view = ViewGroup { side: Side::Px(*view_side_px), ..ViewGroup::alike(1) };
+        let (step, view_len) = (self.progress.steps, view.view_len(*view_side_px));
         let mut views = vec![0.0; indices.len() * view_len];
         let make = |augmenter: &mut Augmenter, (index, out): (&usize, &mut [f32])| {
             let position = self.positions[*index];
@@ -245,7 +249,8 @@ impl<'a> Run<'a> {
             anyhow::Ok(image.label as u32)
         };
         let slots = indices.par_iter().zip(views.par_chunks_exact_mut(view_len));
-        let both = [ViewGroup::alike(2)];
+        // Two groups of one view would both be the recipe's view a.
+        let both = [ViewGroup { views_per_image: 2, ..view }];
         let labels: Result<Vec<u32>> =
             slots.map_init(|| Augmenter::new(augment, preprocess, &both), make).collect();
         Ok((views, labels?))
@@ -285,6 +290,7 @@ mod tests {
         Recipe {
             architecture: Architecture::SlimResnet,
             preprocess: Preprocess::imagenet(8),
+            view_side_px: 8,
             // Colour is what tells the images apart.
             augment: augment::Config {
                 jitter_probability: Some(0.0),
@@ -325,6 +331,18 @@ mod tests {
         let images = (&train, &positions[..]);
         let mut run = Run::new(&recipe, Budget::Steps(1), images, &classes).unwrap();
         assert!((run.step().unwrap() - 3_f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn views_have_the_side_of_the_run_and_not_of_its_input() {
+        let folder = tempfile::tempdir().unwrap();
+        let train = coloured(folder.path(), 4);
+        let (classes, positions) = (Classes::of(&[&train]).unwrap(), [0, 4, 8]);
+        let recipe = Recipe { preprocess: Preprocess::imagenet(16), ..recipe() };
+        let images = (&train, &positions[..]);
+        let mut run = Run::new(&recipe, Budget::Steps(1), images, &classes).unwrap();
+        assert_eq!(run.batch().unwrap().0.len(), recipe.batch_images * 8 * 8 * 3);
+        assert!(run.step().unwrap().is_finite());
     }
 
     #[test]

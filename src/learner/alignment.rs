@@ -1,7 +1,6 @@
 //! Alignment with the past (CaSSLe: Fini et al., "Self-Supervised Models are Continual Learners", arXiv
 //! 2112.04215, section 4, equation 3): a predictor g tells from the features z of a view what the
-//! encoder of some time ago, frozen, made of it. What could be told then can still be told, and old
-//! embeddings stay comparable with g of new ones.
+//! encoder of some time ago, frozen, made of it. What could be told then can still be told.
 //!
 //! ```text
 //! loss = objective + weight * mean over views of [2 - 2 cos(g(z), z_past)]
@@ -10,6 +9,12 @@
 //!
 //! A fresh encoder is no past: until the first refresh the second term is left out, unless the encoder
 //! began with weights that others trained.
+//!
+//! The map g serves training alone: it is in checkpoints and not in snapshots, it is fitted to the last
+//! past and no older one, and it normalises by its batch. Clients get z and never g(z), so embeddings of
+//! two versions are not to be compared as they are: an index of an older version is asked by that
+//! version's name, while it answers, or is made anew. Who must keep one can fit a map of their own from
+//! images that both versions have embedded; alignment makes for one that fits better, and promises nothing.
 //!
 //! Differs from the paper: a stream has no tasks, so the past is taken every so many steps; the distance
 //! is BYOL's for all objectives, where the paper takes each objective's own; it is between features,

@@ -5,7 +5,6 @@ use super::page_hinkley::Rise;
 use super::trainer::StepReport;
 use crate::augment::ViewGroup;
 use crate::batch::assemble::{Batch, Fresh, Order};
-use crate::decode::fingerprint::difference;
 use crate::events::Event;
 use crate::objective::parts::negatives::NegativeWeights;
 use crate::replay::Entry;
@@ -32,7 +31,7 @@ impl Learner {
         let is_due = self.publisher.is_due(order.step);
         // The first view of each image is at hand, where it is of the input's side.
         let input_side_px = self.views.preprocess.side_px;
-        let is_input = |group: &ViewGroup| group.side_px.is_none_or(|side| side == input_side_px);
+        let is_input = |group: &ViewGroup| group.side.px(input_side_px) == input_side_px;
         let is_probe = self.views.groups.first().is_some_and(is_input);
         let probe_len = ids.len() * self.views.preprocess.input_len();
         let probe = (is_due && is_probe).then(|| (views[..probe_len].to_vec(), ids.len()));
@@ -88,17 +87,15 @@ impl Learner {
         Ok(())
     }
 
-    /// How much the images of a batch count as negatives of each other, where some are alike.
+    /// How much the images of a batch count as negatives of each other, where not all count alike.
     fn negatives(&self, fingerprints: &[u64]) -> Option<NegativeWeights> {
-        let (weight, most) = (self.near_duplicates, self.views.decode.duplicate_bits);
-        let are_alike = |i, j| difference(fingerprints[i], fingerprints[j]) <= most;
+        let (weight, most_bits) = (self.near_duplicates, self.views.decode.duplicate_bits);
         if weight >= 1.0 {
             return None;
         }
-        let weights = NegativeWeights::new(fingerprints.len(), weight, are_alike);
-        let n_pairs = weights.as_ref().map_or(0, NegativeWeights::n_pairs);
-        counter!("selfstream_near_duplicate_negatives_total").increment(n_pairs as u64);
-        weights
+        let weights = NegativeWeights::new(fingerprints, most_bits, weight);
+        counter!("selfstream_near_duplicate_negatives_total").increment(weights.n_pairs() as u64);
+        Some(weights)
     }
 
     /// `sketches` and `fingerprints` are one of each image, or none.

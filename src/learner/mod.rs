@@ -77,7 +77,7 @@ pub struct Config {
     /// The learning rate over the run.
     pub schedule: schedule::Config,
     /// What becomes of near-duplicates of an image among its negatives, in the objectives that have
-    /// negatives of the same batch: `keep`, `mask`, or their weight.
+    /// negatives: `keep`, `mask`, or their weight.
     pub near_duplicates: NearDuplicates,
     /// Alignment with a past encoder.
     pub alignment: alignment::Config,

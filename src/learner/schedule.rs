@@ -1,5 +1,6 @@
 //! The learning rate over the run: warm-up, then constant, or a cosine to a declared end.
 
+use super::optimizer;
 use crate::setting::{Invalid, within};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Rate after the warm-up.
+    /// Rate after the warm-up; unset, that of the optimiser's kind.
     pub learning_rate: f64,
     /// Steps over which the rate rises from zero.
     pub warmup_steps: u64,
@@ -28,7 +29,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            learning_rate: 0.06,
+            learning_rate: optimizer::Config::default().usual_learning_rate(),
             warmup_steps: 50,
             batch_scaling: BatchScaling::default(),
             restart_every_steps: None,

@@ -1,6 +1,6 @@
 //! How the views of a batch lie, and which of them an encoder sees in one pass.
 
-use crate::augment::ViewGroup;
+use crate::augment::{Side, ViewGroup};
 use crate::objective::{SeenBy, Views};
 use candle_core::{Result, Tensor, bail};
 
@@ -29,7 +29,7 @@ impl Arrangement {
     /// What to make of each image, each group with its side.
     pub(super) fn groups(&self) -> Vec<ViewGroup> {
         let sided = |Views { group, .. }: &Views| ViewGroup {
-            side_px: Some(group.side_px.unwrap_or(self.side_px)),
+            side: Side::Px(group.side.px(self.side_px)),
             ..*group
         };
         self.views.iter().map(sided).collect()
@@ -56,7 +56,7 @@ impl Arrangement {
             if !is_seen(*seen_by) {
                 continue;
             }
-            let side_px = group.side_px.unwrap_or(self.side_px);
+            let side_px = group.side.px(self.side_px);
             match passes.iter_mut().find(|pass| pass.side_px == side_px) {
                 Some(pass) => pass.groups.push(index),
                 None => passes.push(Pass { side_px, groups: vec![index] }),
@@ -127,7 +127,7 @@ mod tests {
     /// Large views for both, small ones for the encoder, large ones for the target.
     fn arrangement() -> Arrangement {
         let large = ViewGroup::alike(2);
-        let small = ViewGroup { side_px: Some(1), ..ViewGroup::alike(4) };
+        let small = ViewGroup { side: Side::Px(1), ..ViewGroup::alike(4) };
         let views = [
             Views { group: large, seen_by: SeenBy::Both },
             Views { group: small, seen_by: SeenBy::Encoder },
@@ -160,8 +160,8 @@ mod tests {
         assert_eq!(arrangement.take(&mut all, &encoder[1], N_IMAGES), [1.0; 36]);
         assert_eq!(all, views());
 
-        let sides: Vec<_> = arrangement.groups().iter().map(|group| group.side_px).collect();
-        assert_eq!(sides, [Some(2), Some(1), Some(2)]);
+        let sides: Vec<_> = arrangement.groups().iter().map(|group| group.side).collect();
+        assert_eq!(sides, [2, 1, 2].map(Side::Px));
         let whole = Arrangement::new(vec![Views::alike(2)], 2);
         let mut all = vec![1.0; 12];
         let pass = &whole.passes(SeenBy::encoder)[0];

@@ -1,6 +1,7 @@
 //! What an objective asks for, and what it gets.
 
 use super::parts::negatives::NegativeWeights;
+use super::parts::queue::Image;
 use crate::augment::ViewGroup;
 use candle_core::{Result, Tensor, bail};
 
@@ -54,11 +55,18 @@ pub struct Batch<'a> {
     pub n_images: usize,
     /// The origin hash of each image, `N` of them.
     pub ids: &'a [u64],
-    /// How much they count as negatives of each other, where some are near-duplicates.
+    /// How much they count as negatives of each other; unset, all count alike.
     pub negatives: Option<&'a NegativeWeights>,
 }
 
 impl Batch<'_> {
+    /// Its images, as queues know them.
+    pub fn images(&self) -> Vec<Image> {
+        let fingerprint = |index: usize| self.negatives.map(|known| known.fingerprints()[index]);
+        let image = |(index, id): (usize, &u64)| Image { id: *id, fingerprint: fingerprint(index) };
+        self.ids.iter().enumerate().map(image).collect()
+    }
+
     /// The features of an objective that wants one group of them.
     ///
     /// # Errors

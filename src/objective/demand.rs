@@ -39,8 +39,8 @@ impl Config {
                 (groups_of(views), vec![&config.head], false, 0)
             }
             Self::Emp(config) => {
-                let side_px = config.crop_side_px;
-                let crops = ViewGroup { side_px, ..ViewGroup::alike(config.crops) };
+                let side = config.crop_side();
+                let crops = ViewGroup { side, ..ViewGroup::alike(config.crops) };
                 (vec![crops], vec![&config.head], false, 0)
             }
             Self::Moco(config) => (pair(), vec![&config.head], true, config.queue),
@@ -78,12 +78,12 @@ mod tests {
     fn nothing_that_is_built_asks_for_more() {
         for config in Config::every_form() {
             let (demand, built) = (config.demand(24), config.build(24, 1, &Device::Cpu).unwrap());
-            let side_and_views = |group: &ViewGroup| (group.side_px, group.views_per_image);
+            let side_and_views = |group: &ViewGroup| (group.side, group.views_per_image);
             let asked: usize = built.views().iter().map(|views| views.group.views_per_image).sum();
             let told: usize = demand.groups.iter().map(|group| group.views_per_image).sum();
             assert_eq!(asked, told, "{config:?}");
             for group in built.views().iter().map(|views| views.group) {
-                let is_told = |told: &ViewGroup| told.side_px == group.side_px;
+                let is_told = |told: &ViewGroup| told.side == group.side;
                 assert!(demand.groups.iter().any(is_told), "{:?}", side_and_views(&group));
             }
             assert_eq!(built.target(Elapsed::default()).is_some(), demand.has_target, "{config:?}");
@@ -92,8 +92,8 @@ mod tests {
             let kept = built.state().unwrap();
             let kept: u64 = kept.values().map(|array| array.values.len() as u64).sum();
             let averages = if demand.has_target { demand.head_weights } else { 0 };
-            // Beside each row, who it is of.
-            let most = averages + demand.kept_rows * (demand.widest + 4) + 16;
+            // Beside each row, who it is of and what that looks like.
+            let most = averages + demand.kept_rows * (demand.widest + 9) + 16;
             assert!(kept <= most, "{config:?}: {kept} numbers, told of {most}");
         }
     }

@@ -23,7 +23,7 @@ use super::parts::head::{self, Ending, Head};
 use super::parts::log_det::log_det;
 use super::parts::rows::{normalise, per_view};
 use super::{Batch, Objective, SeenBy, Views};
-use crate::augment::ViewGroup;
+use crate::augment::{Side, ViewGroup};
 use crate::encoder::Params;
 use crate::setting::{Invalid, ordered_pair, within};
 use candle_core::{D, DType, Device, Result, Tensor};
@@ -82,6 +82,11 @@ impl Config {
         within(key, self.epsilon_squared, 1e-4..=100.0, "from 0.0001 to 100")?;
         self.head.validate("objective.head")
     }
+
+    /// Side of a crop, beside views of the usual one.
+    pub fn crop_side(&self) -> Side {
+        self.crop_side_px.map_or(Side::Usual, Side::Px)
+    }
 }
 
 /// The objective: a head and both terms over its projections.
@@ -111,8 +116,9 @@ impl Emp {
 
 impl Objective for Emp {
     fn views(&self) -> Vec<Views> {
-        let Config { crops, crop_side_px: side_px, crop_area, .. } = self.config;
-        let group = ViewGroup { side_px, crop_area: Some(crop_area), ..ViewGroup::alike(crops) };
+        let Config { crops, crop_area, .. } = self.config;
+        let side = self.config.crop_side();
+        let group = ViewGroup { side, crop_area: Some(crop_area), ..ViewGroup::alike(crops) };
         vec![Views { group, seen_by: SeenBy::Encoder }]
     }
 

@@ -11,14 +11,17 @@
 //!
 //! The bank holds the newest images that were learned, fresh or replayed; the oldest leave. An
 //! image that it does not hold yet has no vector: each of its two views is compared with the
-//! other's projection instead, and both together are its vector for the others of the batch.
+//! other's projection instead, and both together are its vector for the others of the batch. Near-duplicates
+//! weigh less among an image's negatives where `learner.near_duplicates` says so.
 //!
-//! Differs from the paper: the sum runs over the whole bank rather than a sample of it (its
+//! Differs from the paper: a stream has no fixed set of images to hold, so the bank has a length of its own, and an
+//! image that replay brings back after it has left begins anew; the sum runs over the whole bank rather than a sample of it (its
 //! noise-contrastive estimate is for a million images; with 4096 the sum is a small product), so
 //! there is no proximal term either; two views of each image; the temperature is .1 rather than
 //! .07; vectors are written by the head as the step leaves it.
 
 use super::parts::head::{self, Ending, Head};
+use super::parts::negatives::{weighted, weighted_past};
 use super::parts::queue::Queue;
 use super::parts::rows::{EXCLUDED, info_nce, normalise, partners, per_view};
 use super::{Batch, Elapsed, Objective, Views};
@@ -132,7 +135,9 @@ impl Objective for Instance {
         let fresh = mean_of_views(&unit)?; // [N, P]
         let others = Tensor::cat(&[self.bank.rows(), &fresh], 0)?; // [K + N, P]
         let held = self.bank.exclude_own_and_empty(&batch.ids.repeat(2))?; // [2N, K]
+        let held = weighted_past(held, &self.bank.fingerprints(), batch.negatives)?; // [2N, K]
         let in_batch = self.exclude_in_batch(batch, unit.device())?; // [2N, N]
+        let in_batch = weighted(in_batch, batch.negatives)?; // [2N, N]
         let excluded = Tensor::cat(&[&held, &in_batch], 1)?; // [2N, K + N]
         info_nce(&unit, &own, (&others, &excluded), self.temperature)
     }
@@ -147,10 +152,10 @@ impl Objective for Instance {
 
     fn after_step(&mut self, batch: &Batch<'_>, _elapsed: Elapsed) -> Result<()> {
         let means = mean_of_views(&self.project(batch)?)?; // [N, P]
-        for (index, id) in batch.ids.iter().enumerate() {
+        for (index, image) in batch.images().into_iter().enumerate() {
             let mean = means.narrow(0, index, 1)?; // [1, P]
-            match self.bank.find(*id) {
-                None => self.bank.push(&mean, &[*id])?,
+            match self.bank.find(image.id) {
+                None => self.bank.push(&mean, &[image])?,
                 Some(place) => {
                     let held = (self.bank.rows().narrow(0, place, 1)? * self.momentum)?;
                     let moved = normalise(&(held + (mean * (1.0 - self.momentum))?)?)?;
@@ -179,6 +184,7 @@ fn mean_of_views(unit: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::super::golden;
+    use super::super::parts::negatives::NegativeWeights;
     use super::*;
     use candle_core::DType;
 
@@ -232,6 +238,26 @@ mod tests {
         let second = loss(&|row| vectors[row % 2]);
         assert!((f64::from(value(&instance)) - second).abs() < 1e-5);
         assert!((first - second).abs() > 1e-3, "the bank makes a difference");
+    }
+
+    /// Two images, each the other's only negative, in the batch and then in the bank: masked, nothing is left.
+    #[test]
+    fn near_duplicates_are_no_negatives_where_they_are_masked() {
+        let (mut instance, rows) = plain();
+        let features = [rows];
+        let masked = NegativeWeights::new(&[0x0f, 0x0f], 0, 0.0);
+        let value = |instance: &Instance, ids: &[u64]| {
+            let negatives = Some(&masked);
+            let batch = Batch { features: &features, targets: &[], n_images: 2, ids, negatives };
+            instance.loss(&batch).unwrap().to_scalar::<f32>().unwrap()
+        };
+        assert_eq!(value(&instance, &[7, 8]), 0.0);
+        let negatives = Some(&masked);
+        let batch =
+            Batch { features: &features, targets: &[], n_images: 2, ids: &[7, 8], negatives };
+        instance.after_step(&batch, Elapsed::default()).unwrap();
+        assert_eq!(value(&instance, &[7, 8]), 0.0);
+        assert_eq!(value(&instance, &[9, 10]), 0.0);
     }
 
     #[test]

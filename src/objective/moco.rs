@@ -17,10 +17,12 @@
 //!
 //! Differs from the papers: by default both views are query and key in turn (`symmetric`, as in
 //! that demonstration); queued keys of the query's own image, which replay brings back, are no
-//! negatives; the momentum is .99 and the queue 4096, as for short runs in the same demonstration
+//! negatives, and those of its near-duplicates weigh less where `learner.near_duplicates` says so; the
+//! momentum is .99 and the queue 4096, as for short runs in the same demonstration
 //! (the papers: .999 and 65,536).
 
 use super::parts::head::{self, Ending};
+use super::parts::negatives::weighted_past;
 use super::parts::queue::Queue;
 use super::parts::rows::{info_nce, normalise, partners};
 use super::parts::siamese::{self, Siamese};
@@ -130,6 +132,7 @@ impl Objective for Moco {
         let keys = if self.config.symmetric { partners(&keys)? } else { keys };
         let ids = batch.ids.repeat(queries.dim(0)? / batch.n_images);
         let excluded = self.queue.exclude_own(&ids)?; // [M, K]
+        let excluded = weighted_past(excluded, &self.queue.fingerprints(), batch.negatives)?; // [M, K]
         info_nce(
             &normalise(&queries)?,
             &keys,
@@ -148,8 +151,8 @@ impl Objective for Moco {
 
     fn after_step(&mut self, batch: &Batch<'_>, _elapsed: Elapsed) -> Result<()> {
         let keys = self.keys(batch)?; // [M, P]
-        let ids = batch.ids.repeat(keys.dim(0)? / batch.n_images);
-        self.queue.push(&keys, &ids)?;
+        let images = batch.images().repeat(keys.dim(0)? / batch.n_images);
+        self.queue.push(&keys, &images)?;
         self.pair.follow(self.config.momentum)
     }
 
@@ -168,6 +171,7 @@ impl Objective for Moco {
 #[cfg(test)]
 mod tests {
     use super::super::golden;
+    use super::super::parts::negatives::NegativeWeights;
     use super::*;
     use candle_core::DType;
 
@@ -202,6 +206,32 @@ mod tests {
     }
 
     #[test]
+    fn queued_keys_of_near_duplicates_weigh_as_much_as_they_are_told_to() {
+        let config = Config { queue: 2, symmetric: false, norm_groups: 1, ..Config::default() };
+        let features: Vec<f32> = (0..12).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
+        let features = [Tensor::from_vec(features, (2, 6), &Device::Cpu).unwrap()];
+        // The queue holds a key of each fingerprint of the batch before.
+        let loss = |fingerprints: [u64; 2], weight: f32| {
+            let mut moco = Moco::new(&config, 6, 1, &Device::Cpu).unwrap();
+            let before = NegativeWeights::new(&[0x00, 0xff00], 0, weight);
+            let now = NegativeWeights::new(&fingerprints, 0, weight);
+            let batch = |ids, negatives| Batch {
+                features: &features,
+                targets: &features,
+                n_images: 2,
+                ids,
+                negatives,
+            };
+            moco.after_step(&batch(&[1, 2], Some(&before)), Elapsed::default()).unwrap();
+            moco.loss(&batch(&[10, 11], Some(&now))).unwrap().to_scalar::<f32>().unwrap()
+        };
+        let [none_alike, both_alike] = [[0x0f, 0xf0], [0x00, 0xff00]];
+        assert!(loss(both_alike, 0.0) < loss(both_alike, 0.5));
+        assert!(loss(both_alike, 0.5) < loss(none_alike, 0.5));
+        assert_eq!(loss(none_alike, 0.0), loss(none_alike, 1.0));
+    }
+
+    #[test]
     fn a_key_of_the_same_image_is_no_negative_when_replay_brings_it_back() {
         let config = Config { queue: 4, norm_groups: 1, ..Config::default() };
         let features: Vec<f32> = (0..24).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
@@ -222,5 +252,69 @@ mod tests {
         };
         // Its own key, the closest there is, would cost the most.
         assert!(loss_after(10) < loss_after(99) - 0.1);
+    }
+
+    /// An objective whose heads and their average are the identity.
+    fn plain(config: &Config) -> Moco {
+        let head = head::Config { layers: 1, output: 4, ..head::Config::default() };
+        let config = Config { head, ..config.clone() };
+        let mut moco = Moco::new(&config, 4, 1, &Device::Cpu).unwrap();
+        let identity = Tensor::eye(4, DType::F32, &Device::Cpu).unwrap();
+        moco.heads().weights[0].set(&identity).unwrap();
+        moco.pair.follow(0.0).unwrap();
+        moco
+    }
+
+    /// Rows of 4 numbers, others for each seed.
+    fn rows(n_rows: usize, seed: usize) -> Vec<Vec<f64>> {
+        let value = |i: usize| ((i + 37 * seed) * 7919 % 101) as f64 / 50.0 - 1.0;
+        (0..n_rows).map(|row| (0..4).map(|i| value(4 * row + i)).collect()).collect()
+    }
+
+    fn tensor(rows: &[Vec<f64>]) -> Tensor {
+        let values = rows.iter().flatten().map(|value| *value as f32).collect();
+        Tensor::from_vec(values, (rows.len(), 4), &Device::Cpu).unwrap()
+    }
+
+    fn cosine(a: &[f64], b: &[f64]) -> f64 {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    }
+
+    /// The formula as plain loops: the key of a query is what the target made of the other view of its
+    /// image, and keys of that image in the queue are left out.
+    #[test]
+    fn the_loss_is_that_of_the_loops_over_each_query_and_its_images_other_view() {
+        const N_IMAGES: usize = 3;
+        let (past_ids, ids) = ([1, 8, 2], [7, 8, 9]);
+        for symmetric in [true, false] {
+            // Both views are query and key in turn; or queries are first views and keys second ones.
+            let n_rows = if symmetric { 2 * N_IMAGES } else { N_IMAGES };
+            let partner = |i: usize| if symmetric { (i + N_IMAGES) % n_rows } else { i };
+            let (queries, keys, past) = (rows(n_rows, 1), rows(n_rows, 2), rows(n_rows, 3));
+            let of_query = |i: usize| {
+                let share = |key: &[f64]| (cosine(&queries[i], key) / 0.2).exp();
+                let own = share(&keys[partner(i)]);
+                let is_negative = |j: &usize| past_ids[j % N_IMAGES] != ids[i % N_IMAGES];
+                let others: f64 = (0..n_rows).filter(is_negative).map(|j| share(&past[j])).sum();
+                -(own / (own + others)).ln()
+            };
+            let expected = (0..n_rows).map(of_query).sum::<f64>() / n_rows as f64;
+
+            // The batch before fills the queue.
+            let mut moco = plain(&Config { queue: n_rows, symmetric, ..Config::default() });
+            let [queries, keys, past] = [queries, keys, past].map(|rows| [tensor(&rows)]);
+            let batch = |targets, ids| Batch {
+                features: &queries,
+                targets,
+                n_images: N_IMAGES,
+                ids,
+                negatives: None,
+            };
+            moco.after_step(&batch(&past, &past_ids), Elapsed::default()).unwrap();
+            let found = moco.loss(&batch(&keys, &ids)).unwrap().to_scalar::<f32>().unwrap();
+            let error = (f64::from(found) - expected).abs();
+            assert!(error < 1e-4, "symmetric {symmetric}: {found}, {expected}");
+        }
     }
 }

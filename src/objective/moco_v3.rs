@@ -188,12 +188,92 @@ mod tests {
         let axes = Tensor::eye(3, candle_core::DType::F32, &Device::Cpu).unwrap();
         for weight in [0.0, 0.4] {
             // The first two images are alike.
-            let negatives = NegativeWeights::new(3, weight, |i, j| i + j == 1).unwrap();
+            let negatives = NegativeWeights::new(&[0x0f, 0x0f, 0xf0], 0, weight);
             let found = contrast([&axes, &axes], 0.5, Some(&negatives)).unwrap();
             let one = (-2_f32).exp();
             let of = |weight: f32| (1.0 + (weight + 1.0) * one).ln();
             let expected = (2.0 * of(weight) + of(1.0)) / 3.0;
             assert!((found.to_scalar::<f32>().unwrap() - expected).abs() < 1e-6);
+        }
+    }
+
+    /// Rows of 4 numbers, others for each seed.
+    fn rows(n_rows: usize, seed: usize) -> Vec<Vec<f64>> {
+        let value = |i: usize| ((i + 37 * seed) * 7919 % 101) as f64 / 50.0 - 1.0;
+        (0..n_rows).map(|row| (0..4).map(|i| value(4 * row + i)).collect()).collect()
+    }
+
+    fn tensor(rows: &[Vec<f64>]) -> Tensor {
+        let values = rows.iter().flatten().map(|value| *value as f32).collect();
+        Tensor::from_vec(values, (rows.len(), 4), &Device::Cpu).unwrap()
+    }
+
+    /// What the identity with a batch norm at its end makes of `rows`.
+    fn normed(mut rows: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
+        let n = rows.len() as f64;
+        for column in 0..4 {
+            let mean = rows.iter().map(|row| row[column]).sum::<f64>() / n;
+            let variance = rows.iter().map(|row| (row[column] - mean).powi(2)).sum::<f64>() / n;
+            for row in &mut rows {
+                row[column] = (row[column] - mean) / (variance + 1e-5).sqrt();
+            }
+        }
+        rows
+    }
+
+    /// The cosine of two rows.
+    fn cosine(a: &[f64], b: &[f64]) -> f64 {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    }
+
+    /// The formulas as plain loops, with identities and the batch norms at their ends for heads: of two
+    /// views the sum of both directions, with small views twice the mean over the pairs of views.
+    #[test]
+    fn the_loss_is_that_of_the_loops_over_views_and_large_views() {
+        const N_IMAGES: usize = 3;
+        const TAU: f64 = 0.2;
+        let head = head::Config { layers: 1, output: 4, ..head::Config::default() };
+        for count in [0, 2] {
+            let small_views = small_views::Config { count, ..small_views::Config::default() };
+            let (head, predictor) = (head.clone(), head.clone());
+            let config = Config { small_views, head, predictor, ..Config::default() };
+            let mut objective = MocoV3::new(&config, 4, 1, &Device::Cpu).unwrap();
+            let identity = Tensor::eye(4, candle_core::DType::F32, &Device::Cpu).unwrap();
+            for weight in &objective.heads().weights {
+                weight.set(&identity).unwrap();
+            }
+            objective.pair.follow(0.0).unwrap();
+
+            let (seen, targets) = (rows((2 + count) * N_IMAGES, 1), rows(2 * N_IMAGES, 2));
+            // Projection and predictor.
+            let (queries, keys) = (normed(normed(seen.clone())), normed(targets.clone()));
+            let ctr = |view: usize, target: usize| -> f64 {
+                let of_image = |i: usize| {
+                    let query = &queries[view * N_IMAGES + i];
+                    let share =
+                        |j: usize| (cosine(query, &keys[target * N_IMAGES + j]) / TAU).exp();
+                    -(share(i) / (0..N_IMAGES).map(share).sum::<f64>()).ln()
+                };
+                2.0 * TAU * (0..N_IMAGES).map(of_image).sum::<f64>() / N_IMAGES as f64
+            };
+            let both = ctr(0, 1) + ctr(1, 0);
+            let of_small: f64 = (2..2 + count).map(|view| ctr(view, 0) + ctr(view, 1)).sum();
+            let expected = 2.0 * (both + of_small) / (2 + 2 * count) as f64;
+
+            let (large, small) = seen.split_at(2 * N_IMAGES);
+            let mut features = vec![tensor(large)];
+            features.extend((count > 0).then(|| tensor(small)));
+            let targets = [tensor(&targets)];
+            let batch = Batch {
+                features: &features,
+                targets: &targets,
+                n_images: N_IMAGES,
+                ids: &[7, 8, 9],
+                negatives: None,
+            };
+            let found = f64::from(objective.loss(&batch).unwrap().to_scalar::<f32>().unwrap());
+            assert!((found - expected).abs() < 1e-4, "{count}: {found}, {expected}");
         }
     }
 }

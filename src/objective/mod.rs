@@ -34,6 +34,7 @@ mod vicreg;
 pub use batch::{Batch, SeenBy, Views};
 pub use demand::Demand;
 
+use crate::augment::Side;
 use crate::encoder::{NamedArrays, Params};
 use crate::setting::Invalid;
 use candle_core::{Device, Result, Tensor};
@@ -198,6 +199,22 @@ impl Config {
         }
         let allowed = format!("a divisor of batch.images, {images}");
         Err(Invalid::new("objective.norm_groups", groups, allowed))
+    }
+
+    /// The key and the side of views whose side it chooses itself.
+    pub fn own_side(&self) -> Option<(&'static str, Side)> {
+        let small_views = match self {
+            Self::Byol(config) => &config.small_views,
+            Self::MocoV3(config) => &config.small_views,
+            Self::Simclr(config) => &config.small_views,
+            Self::Emp(config) => return Some(("objective.crop_side_px", config.crop_side())),
+            Self::Instance(_)
+            | Self::Moco(_)
+            | Self::Rotation(_)
+            | Self::Sigmoid(_)
+            | Self::Vicreg(_) => return None,
+        };
+        (small_views.count > 0).then(|| ("objective.small_views.side_px", small_views.side()))
     }
 
     /// The objective for features of length `feature_dim`.
@@ -373,7 +390,8 @@ mod tests {
             assert_eq!(restored.objective.state().unwrap(), after, "{config:?}");
             let losses = [toy.loss(), restored.loss()].map(|loss| loss.to_scalar::<f32>().unwrap());
             assert_eq!(losses[0], losses[1], "{config:?}");
-            if let Some(name) = after.keys().next().cloned() {
+            // The last: fingerprints, a queue's first array, may be lacking.
+            if let Some(name) = after.keys().next_back().cloned() {
                 let mut lacking = after.clone();
                 lacking.remove(&name);
                 let error = restored.objective.load_state(&lacking).unwrap_err().to_string();

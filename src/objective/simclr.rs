@@ -272,8 +272,9 @@ mod tests {
         let (large, views) = (unit(&rows), unit(&small));
         let s = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>() / 0.2;
         for weight in [0.0, 0.3] {
-            let alike = |i: usize, j: usize| i % 3 == j % 3;
-            let negatives = NegativeWeights::new(n_images, weight as f32, alike).unwrap();
+            // Alike where `weight_of` has i % 3 == j % 3.
+            let fingerprints = [0x00, 0x0f, 0xf0].repeat(n_images / 3);
+            let negatives = NegativeWeights::new(&fingerprints, 0, weight as f32);
             let expected: f64 = (0..2 * n_images)
                 .map(|i| {
                     let others = (0..2 * n_images)
@@ -307,9 +308,53 @@ mod tests {
     #[test]
     fn a_masked_negative_is_as_if_it_were_not_there() {
         let rows = random_rows(8, 5);
-        let negatives = NegativeWeights::new(4, 0.0, |_, _| true).unwrap();
+        let negatives = NegativeWeights::new(&[0; 4], 0, 0.0);
         // With all masked, the positive is all there is.
         let loss = nt_xent(&tensor(&rows), 0.2, Some(&negatives)).unwrap();
         assert!(loss.to_scalar::<f32>().unwrap().abs() < 1e-6);
+    }
+
+    /// The formulas as plain loops, with the identity for a head: each view looks for its partners, and
+    /// the loss is the mean over all views, of which there are more small ones than large ones here.
+    #[test]
+    fn the_loss_with_small_views_is_the_mean_of_the_loops_over_all_views() {
+        const N_IMAGES: usize = 4;
+        let head = head::Config { layers: 1, output: 5, ..head::Config::default() };
+        let small_views = small_views::Config { count: 3, ..small_views::Config::default() };
+        let config = Config { small_views, head, ..Config::default() };
+        let objective = Simclr::new(&config, 5, 1, &Device::Cpu).unwrap();
+        let identity = Tensor::eye(5, candle_core::DType::F32, &Device::Cpu).unwrap();
+        objective.heads.weights[0].set(&identity).unwrap();
+
+        let (large, small) = (random_rows(2 * N_IMAGES, 5), random_rows(3 * N_IMAGES, 5));
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let share = |a: &[f64], b: &[f64]| (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt() / 0.2).exp();
+        // How well `view` finds the large view `answer` among those that are `seen`.
+        let term = |view: &[f64], answer: usize, is_seen: &dyn Fn(usize) -> bool| -> f64 {
+            let seen = (0..2 * N_IMAGES).filter(|k| is_seen(*k));
+            let sum: f64 = seen.map(|k| share(view, &large[k])).sum();
+            -(share(view, &large[answer]) / sum).ln()
+        };
+        let mut sum = 0.0;
+        for (i, view) in large.iter().enumerate() {
+            sum += term(view, (i + N_IMAGES) % (2 * N_IMAGES), &|k| k != i);
+        }
+        for (i, view) in small.iter().enumerate() {
+            let both = [i % N_IMAGES, i % N_IMAGES + N_IMAGES];
+            let of_one = |at: usize| term(view, both[at], &|k| k != both[1 - at]);
+            sum += (of_one(0) + of_one(1)) / 2.0;
+        }
+        let expected = sum / (5 * N_IMAGES) as f64;
+
+        let features = [tensor(&large), tensor(&small)];
+        let batch = Batch {
+            features: &features,
+            targets: &[],
+            n_images: N_IMAGES,
+            ids: &[6, 7, 8, 9],
+            negatives: None,
+        };
+        let found = f64::from(objective.loss(&batch).unwrap().to_scalar::<f32>().unwrap());
+        assert!((found - expected).abs() < 1e-4, "{found}, {expected}");
     }
 }

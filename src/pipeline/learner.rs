@@ -7,7 +7,7 @@ use crate::decode;
 use crate::learner::trainer::{Recipe, Trainer};
 use crate::learner::{self, Inputs, Learner, Limits, Settings, Summary, beginning};
 use crate::replay::Policy;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::error;
@@ -92,7 +92,7 @@ pub(super) fn open_trainer(config: &Config) -> Result<Trainer> {
     let architecture = config.encoder.architecture;
     let plan = architecture.plan();
     let init = config.encoder.init.as_deref().map(|path| beginning::read(path, &plan));
-    let trainer = Trainer::new(&Recipe {
+    Ok(Trainer::new(&Recipe {
         plan: &plan,
         view_side_px: config.view_side_px(),
         objective: &config.objective,
@@ -104,12 +104,5 @@ pub(super) fn open_trainer(config: &Config) -> Result<Trainer> {
         device: &device,
         precision: config.run.precision.choose(&device)?,
         init: init.transpose()?.as_ref(),
-    })?;
-    if let Some(side_px) = architecture.only_side_px() {
-        let mut sides = trainer.view_groups().into_iter().filter_map(|group| group.side_px);
-        if let Some(other) = sides.find(|side| *side != side_px) {
-            bail!("{architecture} takes views of {side_px} px, [objective] has some of {other} px");
-        }
-    }
-    Ok(trainer)
+    })?)
 }

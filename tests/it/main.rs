@@ -40,9 +40,13 @@ mod kafka;
 #[cfg(test)]
 mod learning;
 #[cfg(test)]
+mod near_duplicates;
+#[cfg(test)]
 mod pace;
 #[cfg(test)]
 mod pair;
+#[cfg(test)]
+mod prequential;
 #[cfg(test)]
 mod proxy;
 #[cfg(all(test, feature = "failpoints"))]

@@ -83,6 +83,7 @@ impl Beside<'_> {
         let recipe = Recipe {
             architecture: run.encoder.architecture,
             preprocess: preprocess.unwrap_or_else(|| Preprocess::imagenet(run.input.side_px)),
+            view_side_px: run.view_side_px(),
             augment: run.augment.clone(),
             decode: run.image.clone(),
             optimizer: run.learner.optimizer.clone(),

@@ -66,7 +66,7 @@ impl Needs {
         let changed = [
             product([weights, WEIGHTS_OF_AN_OPTIMIZER + averages]),
             product([heads.saturating_add(predictor), WEIGHTS_OF_AN_OPTIMIZER]),
-            product([demand.kept_rows, demand.widest + 4]),
+            product([demand.kept_rows, demand.widest + 9]),
         ];
         // Shadows see views on a tape of their own, but for the served average.
         let tapes = 1 + u64::from(demand.has_target || has_past);
@@ -125,7 +125,7 @@ impl Seen {
     fn of(config: &Config, plan: &Plan, demand: &Demand) -> Result<Self, Invalid> {
         let mut seen = Self { activations: 0, views: 0, rows: 0 };
         for group in &demand.groups {
-            let side_px = group.side_px.unwrap_or_else(|| config.view_side_px());
+            let side_px = group.side.px(config.view_side_px());
             let n_views = config.batch.images * group.views_per_image;
             let activations = Tape::most_numbers(plan, n_views, side_px);
             seen.activations += activations.map_err(|error| unfit(config, side_px, &error))? as u64;

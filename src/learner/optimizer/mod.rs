@@ -110,6 +110,16 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The learning rate that it is used with where none is given.
+    pub const fn usual_learning_rate(&self) -> f64 {
+        match self {
+            Self::Sgd { .. } => 0.06,
+            // SimCLR's, for batches of 256 (arXiv 2002.05709, section 2.2).
+            Self::Lars { .. } => 0.3,
+            Self::AdamW { .. } => 0.001,
+        }
+    }
+
     /// Checks every value.
     ///
     /// # Errors

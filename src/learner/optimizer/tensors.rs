@@ -211,10 +211,92 @@ mod tests {
         assert!((got_w - w).abs() < 1e-5 && (got_b - b).abs() < 1e-5);
     }
 
+    /// A weight and a bias of three numbers, the weight of length `weight_norm` and the bias (1, 1, 1).
+    fn vectors(weight_norm: f64) -> Params {
+        let spec = |name: &str, is_weight| WeightSpec {
+            name: name.into(),
+            shape: vec![3],
+            init: Init::Ones,
+            decay: is_weight,
+            adapt: is_weight,
+        };
+        let specs = [spec("w", true), spec("b", false)];
+        let params = Params::init(&specs, &[], [0, 0], &Device::Cpu).unwrap();
+        let weight = WEIGHT.map(|value| (value * weight_norm) as f32);
+        params.weights[0].set(&Tensor::new(&weight, &Device::Cpu).unwrap()).unwrap();
+        params
+    }
+
+    /// Two directions of unit length.
+    const WEIGHT: [f64; 3] = [2.0 / 3.0, -1.0 / 3.0, 2.0 / 3.0];
+    const GRADIENT: [f64; 3] = [1.0 / 3.0, 2.0 / 3.0, 2.0 / 3.0];
+
+    /// The gradient of the sum of `gradient_norm` times [`GRADIENT`] times both vectors.
+    fn gradients_of(params: &Params, gradient_norm: f64) -> GradStore {
+        let gradient = GRADIENT.map(|value| (value * gradient_norm) as f32);
+        let gradient = Tensor::new(&gradient, &Device::Cpu).unwrap();
+        let both = (params.weights[0].as_tensor() + params.weights[1].as_tensor()).unwrap();
+        both.mul(&gradient).unwrap().sum_all().unwrap().backward().unwrap()
+    }
+
+    /// Without history and decay a weight moves along its gradient by rate times trust times its own
+    /// length, however long the gradient is; a weight of zeros and what does not adapt, by the rate
+    /// times the gradient.
+    #[test]
+    fn a_first_step_of_lars_is_in_proportion_to_the_weights_and_not_to_the_gradient() {
+        let (rate, trust) = (0.5, 0.02);
+        let config =
+            Config::Lars { momentum: 0.9, weight_decay: 0.0, trust, max_gradient_norm: None };
+        for (weight_norm, gradient_norm) in [(1.0, 3.0), (1.0, 300.0), (7.0, 3.0), (0.0, 3.0)] {
+            let params = vectors(weight_norm);
+            let mut optimizer = Optimizer::new(&config, &[("", &params)]).unwrap();
+            optimizer.step(&[(&params, &gradients_of(&params, gradient_norm))], rate).unwrap();
+            let free = rate * gradient_norm;
+            let adapted = if weight_norm == 0.0 { free } else { rate * trust * weight_norm };
+            let began = [WEIGHT.map(|value| value * weight_norm), [1.0; 3]];
+            for (index, length) in [adapted, free].into_iter().enumerate() {
+                let found = params.weights[index].to_vec1::<f32>().unwrap();
+                for at in 0..3 {
+                    let expected = began[index][at] - length * GRADIENT[at];
+                    let error = (f64::from(found[at]) - expected).abs();
+                    assert!(error < 1e-6 * length.max(1.0), "{weight_norm}, {gradient_norm}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lars_follows_its_recurrence() {
+        let (rate, trust, momentum, decay) = (0.5, 0.02, 0.9, 0.1);
+        let config = Config::Lars { momentum, weight_decay: decay, trust, max_gradient_norm: None };
+        let params = vectors(7.0);
+        let mut optimizer = Optimizer::new(&config, &[("", &params)]).unwrap();
+        let (mut w, mut v) = (WEIGHT.map(|value| value * 7.0), [0.0; 3]);
+        let (mut b, mut u) = ([1.0; 3], [0.0; 3]);
+        for _ in 0..5 {
+            optimizer.step(&[(&params, &gradients_of(&params, 3.0))], rate).unwrap();
+            let norm = w.iter().map(|value| value * value).sum::<f64>().sqrt();
+            let trusted = trust * norm / (3.0 + decay * norm);
+            for at in 0..3 {
+                let gradient = 3.0 * GRADIENT[at];
+                v[at] = momentum * v[at] + trusted * (gradient + decay * w[at]);
+                w[at] -= rate * v[at];
+                u[at] = momentum * u[at] + gradient;
+                b[at] -= rate * u[at];
+            }
+        }
+        for (found, expected) in params.weights.iter().zip([w, b]) {
+            for (found, expected) in found.to_vec1::<f32>().unwrap().into_iter().zip(expected) {
+                assert!((f64::from(found) - expected).abs() < 1e-5, "{found}, {expected}");
+            }
+        }
+    }
+
     #[test]
     fn state_round_trips_through_arrays() {
         for config in [
             Config::default(),
+            Config::Lars { momentum: 0.9, weight_decay: 0.1, trust: 0.02, max_gradient_norm: None },
             Config::AdamW {
                 beta1: 0.9,
                 beta2: 0.999,

@@ -1,44 +1,47 @@
-//! How much the images of a batch count as negatives of each other: frames of one scene that arrive
+//! How much images count as negatives of each other: frames of one scene that arrive
 //! together are alike, and to push them apart teaches the wrong thing (cf. false negatives in Chuang et
 //! al., "Debiased Contrastive Learning", arXiv 2007.00224).
 //!
-//! A weight w_ij from 0 to 1 multiplies what image j adds to image i's denominator, or the loss of the
-//! pair where each pair has its own:
+//! A weight w_ij from 0 to 1 multiplies what image j, of the batch or of a queue of past ones, adds to image
+//! i's denominator, or the loss of the pair where each pair has its own:
 //!
 //! ```text
 //! -log [ e^{s_ii} / (e^{s_ii} + sum_{j != i} w_ij e^{s_ij}) ],    sum_{j != i} w_ij l_ij
 //! ```
 
 use super::rows::EXCLUDED;
+use crate::decode::fingerprint::difference;
 use candle_core::{Device, Result, Tensor};
 
 /// The weights of a batch of N images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NegativeWeights {
-    n_images: usize,
+    /// `N` of them.
+    fingerprints: Vec<u64>,
+    /// Two images are alike where their fingerprints differ in at most so many bits.
+    most_bits: u32,
+    /// That of two images that are alike.
+    weight: f32,
     /// `[N, N]`; 1 on the diagonal.
     weights: Vec<f32>,
 }
 
 impl NegativeWeights {
-    /// `weight` for each two of `n_images` that `are_alike`, which is symmetric, and 1 for others;
-    /// `None` where no two are.
-    pub fn new(
-        n_images: usize,
-        weight: f32,
-        are_alike: impl Fn(usize, usize) -> bool,
-    ) -> Option<Self> {
-        let mut weights = vec![1.0; n_images * n_images];
-        let mut n_alike = 0;
-        for i in 0..n_images {
-            for j in 0..i {
-                if are_alike(i, j) {
-                    (weights[i * n_images + j], weights[j * n_images + i]) = (weight, weight);
-                    n_alike += 1;
-                }
-            }
-        }
-        (n_alike > 0).then_some(Self { n_images, weights })
+    /// `weight` for each two of the images of `fingerprints` that differ in at most `most_bits` bits, and 1
+    /// for others.
+    pub fn new(fingerprints: &[u64], most_bits: u32, weight: f32) -> Self {
+        let of = |i: usize, j: usize| {
+            let are_alike = difference(fingerprints[i], fingerprints[j]) <= most_bits;
+            if i != j && are_alike { weight } else { 1.0 }
+        };
+        let images = 0..fingerprints.len();
+        let weights = images.clone().flat_map(|i| images.clone().map(move |j| of(i, j))).collect();
+        Self { fingerprints: fingerprints.to_vec(), most_bits, weight, weights }
+    }
+
+    /// The fingerprints of the images.
+    pub fn fingerprints(&self) -> &[u64] {
+        &self.fingerprints
     }
 
     /// Pairs of images that are alike.
@@ -51,8 +54,28 @@ impl NegativeWeights {
     /// # Errors
     /// Whatever the device reports.
     pub fn log_weights(&self, [rows, columns]: [usize; 2], device: &Device) -> Result<Tensor> {
-        let log = |weight: f32| if weight > 0.0 { weight.ln() } else { EXCLUDED as f32 };
         self.tiled([rows, columns], log, device)
+    }
+
+    /// What to add to logits `[rows, K]` of whole views of the N images beside K past ones, of which those
+    /// without a fingerprint are like no other.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn log_weights_of_past(
+        &self,
+        rows: usize,
+        past: &[Option<u64>],
+        device: &Device,
+    ) -> Result<Tensor> {
+        let of = |image: u64, past: u64| {
+            if difference(image, past) <= self.most_bits { log(self.weight) } else { 0.0 }
+        };
+        let images = self.fingerprints.iter().cycle().take(rows);
+        let values = images.flat_map(|image| {
+            past.iter().map(move |past| past.map_or(0.0, |past| of(*image, past)))
+        });
+        Tensor::from_vec(values.collect::<Vec<f32>>(), (rows, past.len()), device)
     }
 
     /// What to multiply losses of pairs `[rows, columns]` by.
@@ -69,7 +92,7 @@ impl NegativeWeights {
         of: impl Fn(f32) -> f32,
         device: &Device,
     ) -> Result<Tensor> {
-        let n = self.n_images;
+        let n = self.fingerprints.len();
         if rows % n != 0 || columns % n != 0 {
             candle_core::bail!("weights of {n} images are not those of {rows} x {columns} rows")
         }
@@ -77,6 +100,10 @@ impl NegativeWeights {
         let values = (0..rows).flat_map(|i| row(i).iter().cycle().take(columns));
         Tensor::from_vec(values.map(|w| of(*w)).collect::<Vec<f32>>(), (rows, columns), device)
     }
+}
+
+fn log(weight: f32) -> f32 {
+    if weight > 0.0 { weight.ln() } else { EXCLUDED as f32 }
 }
 
 /// `logits` with what the weights of negatives add to them, where there are any.
@@ -90,24 +117,51 @@ pub fn weighted(logits: Tensor, negatives: Option<&NegativeWeights>) -> Result<T
     logits + added
 }
 
+/// `excluded [M, K]`, which is to be added to logits of whole views beside K past images, with what the weights
+/// of those add, where there are any.
+///
+/// # Errors
+/// Whatever the device reports.
+pub fn weighted_past(
+    excluded: Tensor,
+    past: &[Option<u64>],
+    negatives: Option<&NegativeWeights>,
+) -> Result<Tensor> {
+    let Some(negatives) = negatives else { return Ok(excluded) };
+    let added = negatives.log_weights_of_past(excluded.dim(0)?, past, excluded.device())?;
+    excluded + added
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn weights_are_symmetric_tiles_with_ones_on_the_diagonal() {
-        let alike = |i: usize, j: usize| i.min(j) == 0 && i.max(j) == 2;
-        let negatives = NegativeWeights::new(3, 0.25, alike).unwrap();
+        // The first and the third differ in two bits, the second from both in more.
+        let fingerprints = [0b0011, 0b1111_1100, 0b0000];
+        let negatives = NegativeWeights::new(&fingerprints, 2, 0.25);
         assert_eq!(negatives.n_pairs(), 1);
         let factors = negatives.factors([6, 3], &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
         let once = [[1.0, 1.0, 0.25], [1.0, 1.0, 1.0], [0.25, 1.0, 1.0]];
         assert_eq!(factors, [once, once].concat());
         let logs = negatives.log_weights([3, 6], &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(logs[0], [0.0, 0.0, 0.25_f32.ln(), 0.0, 0.0, 0.25_f32.ln()]);
-        let masked = NegativeWeights::new(3, 0.0, alike).unwrap();
+        let masked = NegativeWeights::new(&fingerprints, 2, 0.0);
         let logs = masked.log_weights([3, 3], &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(logs[2], [EXCLUDED as f32, 0.0, 0.0]);
-        assert!(NegativeWeights::new(3, 0.0, |_, _| false).is_none());
+        assert_eq!(NegativeWeights::new(&fingerprints, 1, 0.0).n_pairs(), 0);
         assert!(negatives.factors([4, 3], &Device::Cpu).is_err());
+    }
+
+    #[test]
+    fn past_images_weigh_less_where_they_are_alike() {
+        let past = [Some(0b0001), None, Some(0b1111)];
+        for (weight, log) in [(0.25, 0.25_f32.ln()), (0.0, EXCLUDED as f32)] {
+            let negatives = NegativeWeights::new(&[0b0000, 0b0111], 1, weight);
+            let logs = negatives.log_weights_of_past(4, &past, &Device::Cpu).unwrap();
+            let once = [[log, 0.0, 0.0], [0.0, 0.0, log]];
+            assert_eq!(logs.to_vec2::<f32>().unwrap(), [once, once].concat());
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! Multi-crop (Caron et al., "SwAV", arXiv 2006.09882, section 3.2): beside two large views, small
 //! ones that show little of an image and cost little.
+//!
+//! For losses in which each view looks for, or predicts, another one: simclr, moco-v3, byol. `emp` is made of
+//! many crops anyway, and in the others a view has no partner of its own, or terms that are taken over whole views.
 
-use crate::augment::ViewGroup;
+use crate::augment::{Side, ViewGroup};
 use crate::objective::{SeenBy, Views};
 use crate::setting::{Invalid, ordered_pair, within};
 use candle_core::{Result, Tensor};
@@ -13,8 +16,8 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Small views of each image; 0 is none.
     pub count: usize,
-    /// Their side.
-    pub side_px: usize,
+    /// Their side; unset, half of that of the large ones.
+    pub side_px: Option<usize>,
     /// Least and largest share of the area that they show. SwAV has .05 to .14 of photos; small
     /// images have less to show.
     pub crop_area: [f32; 2],
@@ -22,8 +25,8 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        // Half of the default input's side; the area is a guess.
-        Self { count: 0, side_px: 16, crop_area: [0.1, 0.3] }
+        // The area is a guess.
+        Self { count: 0, side_px: None, crop_area: [0.1, 0.3] }
     }
 }
 
@@ -34,16 +37,23 @@ impl Config {
     /// The first value that is not allowed, by key.
     pub fn validate(&self) -> std::result::Result<(), Invalid> {
         within("objective.small_views.count", self.count, 0..=64, "from 0 to 64")?;
-        within("objective.small_views.side_px", self.side_px, 8..=1024, "from 8 to 1024")?;
+        if let Some(side_px) = self.side_px {
+            within("objective.small_views.side_px", side_px, 8..=1024, "from 8 to 1024")?;
+        }
         let allowed = "two shares of the area above 0 and up to 1, the smaller one first";
         ordered_pair("objective.small_views.crop_area", self.crop_area, 0.001..=1.0, allowed)
+    }
+
+    /// Their side, beside large views of the usual one.
+    pub fn side(&self) -> Side {
+        self.side_px.map_or(Side::Half, Side::Px)
     }
 
     /// Two large views that `seen_by` sees, and the small ones, which the encoder alone sees.
     pub fn beside_large(&self, seen_by: SeenBy) -> Vec<Views> {
         let large = Views { seen_by, ..Views::alike(2) };
         let group = ViewGroup {
-            side_px: Some(self.side_px),
+            side: self.side(),
             crop_area: Some(self.crop_area),
             ..ViewGroup::alike(self.count)
         };
@@ -91,11 +101,11 @@ mod tests {
 
     #[test]
     fn small_views_are_for_the_encoder_alone() {
-        let config = Config { count: 3, side_px: 8, crop_area: [0.1, 0.2] };
+        let config = Config { count: 3, side_px: Some(8), crop_area: [0.1, 0.2] };
         let [large, small] = config.beside_large(SeenBy::Both)[..] else { panic!("two groups") };
         assert_eq!((large.group, large.seen_by), (ViewGroup::alike(2), SeenBy::Both));
         assert_eq!((small.group.views_per_image, small.seen_by), (3, SeenBy::Encoder));
-        assert_eq!((small.group.side_px, small.group.crop_area), (Some(8), Some([0.1, 0.2])));
+        assert_eq!((small.group.side, small.group.crop_area), (Side::Px(8), Some([0.1, 0.2])));
         assert_eq!(Config::default().beside_large(SeenBy::Encoder), [Views::alike(2)]);
     }
 }
