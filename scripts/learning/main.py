@@ -23,12 +23,13 @@ def key(row):
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def read():
+    return [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+
+
 def measured():
-    if not KEPT.exists():
-        return []
-    kept = [json.loads(line) for line in KEPT.read_text().splitlines()]
     current = {key(row) for row in ROWS}
-    return [line for line in kept if line["key"] in current]
+    return [line for line in read() if line["key"] in current]
 
 
 def processor():
@@ -71,6 +72,10 @@ def main():
         for row in chosen:
             seeds = [seed for seed in args.seeds if (key(row), seed) in done]
             print(f"{row.name}: {row.seconds} s, protocol {row.protocol}, measured seeds {seeds}")
+        current = measured()
+        for line in read():
+            if line not in current:
+                print(f"{line['row']}, seed {line['seed']}: kept under settings that no row has")
         return
     due = [(row, seed) for seed in args.seeds for row in chosen
            if (key(row), seed) not in done and not args.table]

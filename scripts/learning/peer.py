@@ -50,7 +50,7 @@ def tensor(images):
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
 
 
-def crop_and_flip(x):
+def crop_and_flip(x, side_px):
     """A random resized crop of area .2 to 1, mirrored half of the time."""
     n = x.shape[0]
     size = torch.empty(n).uniform_(0.2, 1).sqrt()
@@ -61,7 +61,7 @@ def crop_and_flip(x):
     theta[:, 0, 2] = (torch.rand(n) * 2 - 1) * (1 - width)
     theta[:, 1, 1] = height
     theta[:, 1, 2] = (torch.rand(n) * 2 - 1) * (1 - height)
-    grid = F.affine_grid(theta, x.shape, align_corners=False)
+    grid = F.affine_grid(theta, (n, 3, side_px, side_px), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False, padding_mode="reflection")
 
 
@@ -83,8 +83,8 @@ def jitter(x):
     return torch.where(torch.rand(n, 1, 1, 1) < 0.8, y, x).clamp(0, 1)
 
 
-def view(x):
-    x = jitter(crop_and_flip(x))
+def view(x, side_px):
+    x = jitter(crop_and_flip(x, side_px))
     grey = (x * GREY).sum(1, keepdim=True).expand_as(x)
     x = torch.where(torch.rand(x.shape[0], 1, 1, 1) < 0.2, grey, x)
     return (x - MEAN) / DEVIATION
@@ -134,7 +134,7 @@ class Method(nn.Module):
             update_momentum(self.projector, self.target[1], m=MOMENTUM)
 
 
-def learn(method, images, seconds, precision):
+def learn(method, images, side_px, seconds, precision):
     optimizer = torch.optim.SGD(method.trained(), lr=RATE, momentum=0.9, weight_decay=5e-4)
     began, steps = time.monotonic(), 0
     while (elapsed := time.monotonic() - began) < seconds:
@@ -143,7 +143,7 @@ def learn(method, images, seconds, precision):
         rate = RATE * min(1, (steps + 1) / 50) * 0.5 * (1 + math.cos(math.pi * elapsed / seconds))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = method.loss([view(batch), view(batch)], precision)
+        loss = method.loss([view(batch, side_px), view(batch, side_px)], precision)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -187,10 +187,10 @@ def autocast(is_bfloat16):
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bfloat16)
 
 
-def is_faster_in_bfloat16(method, images):
+def is_faster_in_bfloat16(method, images, side_px):
     """Whether autocast makes a step shorter; a copy of `method` is asked, before the time begins."""
     batch = tensor(images[:BATCH])
-    views = [view(batch), view(batch)]
+    views = [view(batch, side_px), view(batch, side_px)]
 
     def step_seconds(is_bfloat16):
         trial, taken = copy.deepcopy(method), []
@@ -209,6 +209,7 @@ def main():
     parser.add_argument("reference")
     parser.add_argument("told")
     parser.add_argument("--method", choices=["simclr", "moco", "byol"], required=True)
+    parser.add_argument("--side-share", type=float, default=1.0, help="side of the views, of that of the images")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
     args = parser.parse_args()
@@ -216,8 +217,9 @@ def main():
     np.random.seed(args.seed)
     images, _ = read(args.stream)
     method = Method(args.method)
-    is_bfloat16 = is_faster_in_bfloat16(method, images)
-    steps = learn(method, images, args.seconds, autocast(is_bfloat16))
+    side_px = round(images.shape[1] * args.side_share)
+    is_bfloat16 = is_faster_in_bfloat16(method, images, side_px)
+    steps = learn(method, images, side_px, args.seconds, autocast(is_bfloat16))
     (reference, names), (told, expected) = read(args.reference), read(args.told)
     classes = {name: index for index, name in enumerate(sorted(set(names)))}
     labels = torch.tensor([classes[name] for name in names])

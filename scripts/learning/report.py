@@ -22,9 +22,12 @@ DRAWS = 10_000
 DIFFERENCES = [
     *((f"A {kind}", f"A {kind} of PyTorch", "knn") for kind in ("simclr", "moco", "byol")),
     ("A byol, 10 minutes", "A byol of PyTorch, 10 minutes", "knn"),
+    ("A simclr", "A simclr of PyTorch, views of half the side", "knn"),
+    ("A sigmoid", "A simclr", "knn"),
     *((f"A {kind}", "A pixels", "knn") for kind in ("sigmoid", "instance", "vicreg", "emp")),
     ("A rotation", "A untrained", "knn"),
-    *((f"B replay {policy}", "B replay none", "knn") for policy in ("fifo", "reservoir")),
+    *((f"B replay {policy}", "B replay none", "knn") for policy in ("fifo", "reservoir", "min-red", "centroid")),
+    ("B replay reservoir, aligned", "B replay reservoir", "knn"),
     ("C drift", "C shuffled", "domains"),
     ("D bursts", "A sigmoid", "knn"),
     ("D bursts, preset camera", "A sigmoid", "knn"),
@@ -85,11 +88,11 @@ def rows_table(lines, prefix, letter):
         found = lines[row.name]
         if row.name.startswith("sweep") != (prefix == "sweep") or not found:
             continue
-        of = lambda key: [line[key] for line in found]
-        steps = round(statistics.mean(of("steps")))
-        on = " ".join(sorted({letter[name] for name in of("processor")}))
-        body.append(f"| {row.name} | {row.seconds} | {len(found)} | {on} | {steps} | {spread(of('knn'))} "
-                    f"| {spread(of('linear'))} |")
+        for name in sorted({line["processor"] for line in found}):
+            of = lambda key: [line[key] for line in found if line["processor"] == name]
+            steps = round(statistics.mean(of("steps")))
+            body.append(f"| {row.name} | {row.seconds} | {len(of('knn'))} | {letter[name]} | {steps} "
+                        f"| {spread(of('knn'))} | {spread(of('linear'))} |")
     return head + body if body else ["Nothing is measured yet."]
 
 
@@ -107,7 +110,7 @@ def differences_table(lines):
 
 def drift(lines):
     text = []
-    for name in ("B replay none", "B replay fifo", "B replay reservoir"):
+    for name in (row.name for row in ROWS if row.name.startswith("B ")):
         found = [line["classes"] for line in lines[name]]
         if found:
             average, fallen = ([run[key] for run in found] for key in ("average", "forgetting"))
@@ -145,13 +148,13 @@ def write(measured):
         *(f"- {letter[name]}: {name}" for name in letter), "",
         "Every run learns from a real Kafka topic, on which the images arrive evenly over its time, and is told",
         "by images that were never streamed: accuracy of kNN (20 neighbours, cosine) and of a linear probe.",
-        "± is the standard deviation over seeds. How many steps a row came to says how busy the machine was beside it:",
-        "during those of 28 November 2026 programs were type-checked at the lowest priority.", "",
+        "± is the standard deviation over seeds; how many steps a row came to says how busy the machine was beside it.",
+        "",
         "| protocol | stream |", "|---|---|",
         *(f"| {name} | {text} |" for name, text in streams.PROTOCOLS.items()), "",
         "## Rows on test images", "", *rows_table(lines, "A", letter), "", *supervised(lines), *drift(lines), "",
         "## Differences", "",
-        "Means over paired seeds, each pair run on one machine; intervals are a paired bootstrap over test images and",
+        "Means over paired seeds, each pair run on one kind of processor; intervals are a paired bootstrap over test images and",
         "seeds. PyTorch's rows are `scripts/learning/peer.py`: lightly's losses, views of the whole side, where ours are",
         "half as large by default, and f32 or autocast, whichever is faster. C is a mean over its domains.", "",
         *differences_table(lines), "",

@@ -1,7 +1,8 @@
 """The rows of docs/LEARNING.md: what is run on which stream for how long.
 
 To add a row: one line in ROWS. A row's name and settings are what its measurements are kept under, so a
-row whose settings change is measured anew.
+row whose settings change is measured anew. Defaults that it does not set are not in its key: whoever changes one
+removes the lines of rows.jsonl that it changes.
 """
 
 from dataclasses import dataclass, field
@@ -37,12 +38,17 @@ def minutes(name, n, protocol="A", beside=(), **sections):
     return Row(name, protocol, 60 * n, declared(60 * n, **sections), beside=beside)
 
 
+def pytorch(name, n, method, **settings):
+    return Row(name, "A", 60 * n, {"method": method, **settings}, side="pytorch")
+
+
 def sweep(name, protocol="A", **sections):
     return Row(name, protocol, 180, declared(180, **sections), told_on="held-out")
 
 
-OBJECTIVES = ["simclr", "moco", "moco-v3", "byol", "sigmoid", "rotation", "instance", "vicreg", "emp"]
+OBJECTIVES = ["simclr", "moco", "byol", "moco-v3", "sigmoid", "rotation", "instance", "vicreg", "emp"]
 MASKED = {"learner": {"near_duplicates": "mask"}, "replay": {"duplicate_window": 1000}}
+ALIGNED = {"learner.alignment": {"weight": 1.0, "refresh_steps": 200}}
 # Most of a batch is replay, and what comes faster than that is sampled.
 SAMPLED = {"batch": {"pace": "fixed", "steps_per_batch": 4}, "kafka": {"lag_target_records": 1000}}
 
@@ -57,9 +63,13 @@ def vit(name, seconds, patch_px, told_on, **sections):
 ROWS = [
     # Protocol A beside PyTorch, at equal wall-clock.
     minutes("A simclr", 3, beside=("--supervised", "180"), **objective("simclr")),
-    *(minutes(f"A {kind}", 3, **objective(kind)) for kind in OBJECTIVES[1:]),
-    *(Row(f"A {method} of PyTorch", "A", 180, {"method": method}, side="pytorch")
-      for method in ["simclr", "moco", "byol"]),
+    pytorch("A simclr of PyTorch", 3, "simclr"),
+    pytorch("A simclr of PyTorch, views of half the side", 3, "simclr", **{"side-share": 0.5}),
+    minutes("A moco", 3, **objective("moco")),
+    pytorch("A moco of PyTorch", 3, "moco"),
+    minutes("A byol", 3, **objective("byol")),
+    pytorch("A byol of PyTorch", 3, "byol"),
+    *(minutes(f"A {kind}", 3, **objective(kind)) for kind in OBJECTIVES[3:]),
     *(Row(f"A {floor}", "A", 0, {"input": {"side_px": 32}}, side=floor)
       for floor in ["pixels", "untrained"]),
     # What a user who declares no end gets, and what the best objective comes to in longer.
@@ -67,11 +77,13 @@ ROWS = [
     minutes("A sigmoid, 10 minutes", 10, **objective("sigmoid")),
     # Three minutes are too few for it, here and in PyTorch.
     minutes("A byol, 10 minutes", 10, **objective("byol")),
-    Row("A byol of PyTorch, 10 minutes", "A", 600, {"method": "byol"}, side="pytorch"),
+    pytorch("A byol of PyTorch, 10 minutes", 10, "byol"),
+    minutes("A preset balanced, 10 minutes", 10, preset="balanced"),
     vit("A sigmoid, vit-tiny-patch8, 10 minutes", 600, 8, "test", **objective("sigmoid")),
     # Streams that are not shuffled, not clean, or repeat themselves.
     *(minutes(f"B replay {policy}", 3, "B", replay={"policy": policy}, **objective("sigmoid"))
-      for policy in ["none", "fifo", "reservoir"]),
+      for policy in ["none", "fifo", "reservoir", "min-red", "centroid"]),
+    minutes("B replay reservoir, aligned", 3, "B", replay={"policy": "reservoir"}, **objective("sigmoid"), **ALIGNED),
     minutes("C drift", 3, "C", input={"side_px": 48}, **objective("sigmoid")),
     minutes("C shuffled", 3, "C shuffled", input={"side_px": 48}, **objective("sigmoid")),
     minutes("D bursts", 3, "D", **objective("sigmoid")),
@@ -79,21 +91,26 @@ ROWS = [
     minutes("E dirty", 3, "E", **objective("sigmoid")),
     # Sweeps: what the defaults were chosen by, on held-out training images.
     *(sweep(f"sweep {kind}", **objective(kind)) for kind in OBJECTIVES),
-    *(sweep(f"sweep simclr, views of {share} of the side", augment={"side_share": share})
-      for share in [0.625, 0.75, 1.0]),
-    *(sweep(f"sweep simclr, rate {rate}",
+    *(sweep(f"sweep {kind}, views of {share} of the side", **objective(kind), augment={"side_share": share})
+      for kind in ["simclr", "sigmoid"] for share in [0.625, 0.75, 1.0]),
+    sweep("sweep simclr, rate 0.12", **objective("simclr"),
+          **{"learner.schedule": {"end_after": "180s", "learning_rate": 0.12}}),
+    sweep("sweep simclr, jitter 1.0", **objective("simclr"), augment={"jitter_strength": 1.0}),
+    *(sweep(f"sweep sigmoid, rate {rate}", **objective("sigmoid"),
             **{"learner.schedule": {"end_after": "180s", "learning_rate": rate}})
       for rate in [0.03, 0.12]),
-    *(sweep(f"sweep simclr, jitter {strength}", augment={"jitter_strength": strength})
+    *(sweep(f"sweep sigmoid, jitter {strength}", **objective("sigmoid"), augment={"jitter_strength": strength})
       for strength in [0.25, 1.0]),
-    *(sweep(f"sweep simclr, resnet18, jitter {strength}", encoder={"architecture": "resnet18"},
-            augment={"jitter_strength": strength})
+    *(sweep(f"sweep sigmoid, resnet18, jitter {strength}", **objective("sigmoid"),
+            encoder={"architecture": "resnet18"}, augment={"jitter_strength": strength})
       for strength in [0.25, 0.5, 1.0]),
-    *(sweep(f"sweep simclr, crops from {least} of the area", augment={"crop_area": [least, 1.0]})
+    *(sweep(f"sweep sigmoid, crops from {least} of the area", **objective("sigmoid"),
+            augment={"crop_area": [least, 1.0]})
       for least in [0.08, 0.35]),
-    *(sweep(f"sweep simclr, batch of {images}", batch={"images": images}) for images in [32, 128]),
-    *(sweep(f"sweep simclr, temperature {value}", **objective("simclr", temperature=value))
-      for value in [0.1, 0.5]),
+    *(sweep(f"sweep sigmoid, batch of {images}", **objective("sigmoid"), batch={"images": images})
+      for images in [32, 128]),
+    *(sweep(f"sweep {kind}, temperature {value}", **objective(kind, temperature=value))
+      for kind in ["sigmoid", "simclr"] for value in [0.1, 0.5]),
     *(sweep(f"sweep {kind}, 4 small views",
             **{"objective": {"kind": kind}, "objective.small_views": {"count": 4, "side_px": 8}})
       for kind in ["simclr", "byol"]),
