@@ -1,8 +1,7 @@
 //! Multi-crop (Caron et al., "SwAV", arXiv 2006.09882, section 3.2): beside two large views, small
 //! ones that show little of an image and cost little.
 //!
-//! For losses in which each view looks for, or predicts, another one: simclr, moco-v3, byol. `emp` is made of
-//! many crops anyway, and in the others a view has no partner of its own, or terms that are taken over whole views.
+//! In simclr, moco-v3 and byol. `emp` is made of many crops anyway; the others are written for views of one side.
 
 use crate::augment::{Side, ViewGroup};
 use crate::objective::{SeenBy, Views};
