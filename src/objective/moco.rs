@@ -171,6 +171,7 @@ impl Objective for Moco {
 #[cfg(test)]
 mod tests {
     use super::super::golden;
+    use super::super::loops::{cosine, rows, tensor};
     use super::super::parts::negatives::NegativeWeights;
     use super::*;
     use candle_core::DType;
@@ -263,22 +264,6 @@ mod tests {
         moco.heads().weights[0].set(&identity).unwrap();
         moco.pair.follow(0.0).unwrap();
         moco
-    }
-
-    /// Rows of 4 numbers, others for each seed.
-    fn rows(n_rows: usize, seed: usize) -> Vec<Vec<f64>> {
-        let value = |i: usize| ((i + 37 * seed) * 7919 % 101) as f64 / 50.0 - 1.0;
-        (0..n_rows).map(|row| (0..4).map(|i| value(4 * row + i)).collect()).collect()
-    }
-
-    fn tensor(rows: &[Vec<f64>]) -> Tensor {
-        let values = rows.iter().flatten().map(|value| *value as f32).collect();
-        Tensor::from_vec(values, (rows.len(), 4), &Device::Cpu).unwrap()
-    }
-
-    fn cosine(a: &[f64], b: &[f64]) -> f64 {
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
     }
 
     /// The formula as plain loops: the key of a query is what the target made of the other view of its

@@ -163,6 +163,7 @@ fn contrast(
 #[cfg(test)]
 mod tests {
     use super::super::golden;
+    use super::super::loops::{cosine, rows, tensor};
     use super::*;
 
     #[test]
@@ -197,17 +198,6 @@ mod tests {
         }
     }
 
-    /// Rows of 4 numbers, others for each seed.
-    fn rows(n_rows: usize, seed: usize) -> Vec<Vec<f64>> {
-        let value = |i: usize| ((i + 37 * seed) * 7919 % 101) as f64 / 50.0 - 1.0;
-        (0..n_rows).map(|row| (0..4).map(|i| value(4 * row + i)).collect()).collect()
-    }
-
-    fn tensor(rows: &[Vec<f64>]) -> Tensor {
-        let values = rows.iter().flatten().map(|value| *value as f32).collect();
-        Tensor::from_vec(values, (rows.len(), 4), &Device::Cpu).unwrap()
-    }
-
     /// What the identity with a batch norm at its end makes of `rows`.
     fn normed(mut rows: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
         let n = rows.len() as f64;
@@ -219,12 +209,6 @@ mod tests {
             }
         }
         rows
-    }
-
-    /// The cosine of two rows.
-    fn cosine(a: &[f64], b: &[f64]) -> f64 {
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
     }
 
     /// The formulas as plain loops, with identities and the batch norms at their ends for heads: of two

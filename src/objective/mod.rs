@@ -19,6 +19,8 @@ mod batch;
 mod demand;
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod loops;
 pub mod parts;
 
 mod byol;

@@ -169,6 +169,7 @@ fn small_xent(
 #[cfg(test)]
 mod tests {
     use super::super::golden;
+    use super::super::loops::{cosine, tensor};
     use super::*;
     use candle_core::Var;
 
@@ -203,11 +204,6 @@ mod tests {
         use rand::RngExt;
         let mut rng = crate::seed::rng(3, crate::seed::Purpose::Evaluate, &[n as u64]);
         (0..n).map(|_| (0..p).map(|_| rng.random::<f64>() * 2.0 - 1.0).collect()).collect()
-    }
-
-    fn tensor(rows: &[Vec<f64>]) -> Tensor {
-        let values = rows.iter().flatten().map(|&v| v as f32).collect();
-        Tensor::from_vec(values, (rows.len(), rows[0].len()), &Device::Cpu).unwrap()
     }
 
     #[test]
@@ -327,8 +323,7 @@ mod tests {
         objective.heads.weights[0].set(&identity).unwrap();
 
         let (large, small) = (random_rows(2 * N_IMAGES, 5), random_rows(3 * N_IMAGES, 5));
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let share = |a: &[f64], b: &[f64]| (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt() / 0.2).exp();
+        let share = |a: &[f64], b: &[f64]| (cosine(a, b) / 0.2).exp();
         // How well `view` finds the large view `answer` among those that are `seen`.
         let term = |view: &[f64], answer: usize, is_seen: &dyn Fn(usize) -> bool| -> f64 {
             let seen = (0..2 * N_IMAGES).filter(|k| is_seen(*k));

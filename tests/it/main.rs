@@ -58,6 +58,8 @@ mod replay;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]
+mod scrape;
+#[cfg(test)]
 mod termination;
 #[cfg(test)]
 mod tidy;

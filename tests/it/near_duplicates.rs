@@ -1,11 +1,11 @@
 //! Bursts of frames that hardly differ: each frame is learned, and one of each burst is kept.
 
 use crate::harness::{Program, free_port, wait_for};
+use crate::scrape::{get, metric};
 use rand::RngExt;
 use selfstream::checkpoint::{self, Checkpoints, Restored};
 use selfstream::seed::{self, Purpose};
 use std::io::Cursor;
-use std::process::Command;
 
 const BURSTS: usize = 6;
 const FRAMES_A_BURST: usize = 8;
@@ -34,10 +34,7 @@ fn png(frame: usize) -> Vec<u8> {
 
 /// A counter as `/metrics` shows it; `None` before it has counted.
 fn counted(url: &str, name: &str) -> Option<usize> {
-    let shown = Command::new("curl").args(["-s", "--fail", url]).output().unwrap().stdout;
-    let shown = String::from_utf8(shown).unwrap();
-    let value = shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
-    Some(value.parse::<f64>().unwrap() as usize)
+    metric(&get(url)?, name).map(|value| value as usize)
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::harness::{
     Message, Program, brokers, create_topic, produce, small_config, unique, wait_for,
 };
+use crate::scrape::{get, metric};
 use selfstream::learner::history;
 use std::path::Path;
 use std::process::Command;
@@ -41,18 +42,6 @@ fn start(brokers: &str, topic: &str, dir: &Path) -> (Program, String) {
 fn selfstream(args: &[&str]) {
     let output = Command::new(env!("CARGO_BIN_EXE_selfstream")).args(args).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// What `url` answers, if it answers well.
-fn get(url: &str) -> Option<String> {
-    let output = Command::new("curl").args(["-s", "--fail", url]).output().unwrap();
-    output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
-}
-
-/// The value of a metric without labels.
-fn metric(metrics: &str, name: &str) -> Option<f64> {
-    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
-    line.parse().ok()
 }
 
 #[test]

@@ -4,16 +4,10 @@ use crate::delivery::surviving;
 use crate::harness::{
     Message, Program, brokers, create_topic, png, produce, small_config, unique, wait_for,
 };
-use std::process::Command;
+use crate::scrape::{get, metric};
 
 fn message(index: u64) -> Message {
     Message { partition: (index % 2) as i32, value: png(index, 10), content_type: None }
-}
-
-/// The value of a metric with its labels, as `/metrics` shows it.
-fn metric(text: &str, name: &str) -> Option<f64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
-    line.parse().ok()
 }
 
 #[test]
@@ -40,8 +34,7 @@ fn a_rate_a_hundred_times_too_high_is_undone() {
         program.assert_alive();
         (surviving(&journal).len() as u64 == IMAGES).then_some(())
     });
-    let shown = Command::new("curl").args(["-s", "--fail", &url]).output().unwrap().stdout;
-    let shown = String::from_utf8(shown).unwrap();
+    let shown = get(&url).unwrap();
     assert!(program.terminate().success(), "{}", program.log());
     let log = program.log();
     assert!(log.contains("gone back to an older checkpoint"), "{log}");

@@ -5,6 +5,7 @@ use crate::harness::{
     Message, Program, brokers, committed, create_topic, png, produce, small_config, unique,
     wait_for,
 };
+use crate::scrape::{get, metric};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -79,10 +80,7 @@ impl Shortened {
     }
 
     fn lost(&self) -> Option<f64> {
-        let shown = Command::new("curl").args(["-s", "--fail", &self.url]).output().unwrap().stdout;
-        let shown = String::from_utf8(shown).unwrap();
-        let value = |line: &str| line.strip_prefix("selfstream_lost_records_total ")?.parse().ok();
-        shown.lines().find_map(value)
+        metric(&get(&self.url)?, "selfstream_lost_records_total")
     }
 }
 
