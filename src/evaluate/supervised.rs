@@ -236,8 +236,8 @@ impl<'a> Run<'a> {
         let Recipe { view_side_px, augment, preprocess, decode, seed, batch_images, .. } =
             self.recipe;
         let indices: Vec<usize> = (0..*batch_images).map(|_| self.next_image()).collect();
-        let view = ViewGroup { side: Side::Px(*view_side_px), ..ViewGroup::alike(1) };
-        let (step, view_len) = (self.progress.steps, view.view_len(*view_side_px));
+        let both = ViewGroup { side: Side::Px(*view_side_px), ..ViewGroup::alike(2) };
+        let (step, view_len) = (self.progress.steps, both.view_len(*view_side_px));
         let mut views = vec![0.0; indices.len() * view_len];
         let make = |augmenter: &mut Augmenter, (index, out): (&usize, &mut [f32])| {
             let position = self.positions[*index];
@@ -249,10 +249,8 @@ impl<'a> Run<'a> {
             anyhow::Ok(image.label as u32)
         };
         let slots = indices.par_iter().zip(views.par_chunks_exact_mut(view_len));
-        // Two groups of one view would both be the recipe's view a.
-        let both = [ViewGroup { views_per_image: 2, ..view }];
         let labels: Result<Vec<u32>> =
-            slots.map_init(|| Augmenter::new(augment, preprocess, &both), make).collect();
+            slots.map_init(|| Augmenter::new(augment, preprocess, &[both]), make).collect();
         Ok((views, labels?))
     }
 

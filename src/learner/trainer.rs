@@ -333,15 +333,11 @@ mod tests {
         view
     }
 
-    /// The features of the eight images as they are.
-    fn features_of_images(trainer: &mut Trainer) -> Tensor {
-        let images = (0..8).flat_map(|image| view_of((image, SIDE_PX), 0, 0, 0)).collect();
-        trainer.encoder.forward(images, SIDE_PX).unwrap() // [8, D]
-    }
-
-    /// Their spread.
+    /// The spread of the features of the eight images as they are.
     fn spread_of_images(trainer: &mut Trainer) -> f32 {
-        let features = features_of_images(trainer).flatten_all().unwrap().to_vec1().unwrap();
+        let images = (0..8).flat_map(|image| view_of((image, SIDE_PX), 0, 0, 0)).collect();
+        let features = trainer.encoder.forward(images, SIDE_PX).unwrap(); // [8, D]
+        let features = features.flatten_all().unwrap().to_vec1().unwrap();
         spread(&UnitRows::new(features, trainer.plan.feature_dim))
     }
 
@@ -398,6 +394,19 @@ mod tests {
             assert!(spread_after(&config) > FLOOR, "{config:?}");
         }
         assert!(spread_after(&agreement_alone()) < FLOOR);
+    }
+
+    /// The floor is far above an encoder whose last norm makes all images alike.
+    #[test]
+    fn a_collapsed_encoder_is_below_the_floor() {
+        let mut trainer = trainer(&objective::Config::default(), 0.03);
+        let mut arrays = trainer.to_arrays().unwrap();
+        for (what, value) in [("gamma", 0.0), ("beta", 1.0)] {
+            let array = arrays.get_mut(&format!("encoder.conv2.norm.{what}")).unwrap();
+            array.values.fill(value);
+        }
+        trainer.restore(&arrays, Progress::default()).unwrap();
+        assert!(spread_of_images(&mut trainer) < FLOOR / 10.0);
     }
 
     /// The same pictures in the same order: what bf16 rounds away is not what is learned.
@@ -546,6 +555,35 @@ mod tests {
         };
         let (free, held) = (left(0.0), left(30.0));
         println!("left of the past: {free:.3} free, {held:.3} held");
+        assert!(held < 0.5 * free, "{held}, {free}");
+    }
+
+    /// The predictor learns to tell what the past made of the images.
+    #[test]
+    fn the_predictor_tells_the_past_where_the_distance_has_a_weight() {
+        let moved = |weight: f64| {
+            let mut trainer = trainer(&objective::Config::default(), 0.03);
+            let config = alignment::Config { weight, refresh_steps: 1_000_000, hidden: 64 };
+            let place = (1, &under_test());
+            let dim = trainer.plan.feature_dim;
+            let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+            let images: Vec<f32> =
+                (0..8).flat_map(|image| view_of((image, SIDE_PX), 0, 0, 0)).collect();
+            let alignment = Alignment::new(&config, dim, place, true).unwrap().unwrap();
+            let groups = [(HEADS, trainer.objective.heads()), (ALIGNMENT, alignment.predictor())];
+            let sgd = optimizer::Config::default();
+            trainer.optimizer = Optimizer::new(&sgd, &groups).unwrap();
+            trainer.alignment = Some(alignment);
+            for step in 0..60 {
+                trainer.step(views(&trainer, step, &ids), &ids, None).unwrap();
+            }
+            let past = trainer.encoder.forward_shadow(Shadow::Past, images.clone(), SIDE_PX);
+            let now = trainer.encoder.forward(images, SIDE_PX).unwrap();
+            let alignment = trainer.alignment.as_ref().unwrap();
+            let distance = alignment.loss(&now, Some(&past.unwrap())).unwrap();
+            f64::from(distance.to_scalar::<f32>().unwrap()) / weight
+        };
+        let (free, held) = (moved(1e-6), moved(10.0));
         assert!(held < 0.5 * free, "{held}, {free}");
     }
 

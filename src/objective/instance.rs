@@ -15,10 +15,10 @@
 //! weigh less among an image's negatives where `learner.near_duplicates` says so.
 //!
 //! Differs from the paper: a stream has no fixed set of images to hold, so the bank has a length of its own, and an
-//! image that replay brings back after it has left begins anew; the sum runs over the whole bank rather than a sample of it (its
-//! noise-contrastive estimate is for a million images; with 4096 the sum is a small product), so
-//! there is no proximal term either; two views of each image; the temperature is .1 rather than
-//! .07; vectors are written by the head as the step leaves it.
+//! image that replay brings back after it has left begins anew; the sum runs over the whole bank rather than a
+//! sample of it (its noise-contrastive estimate is for a million images; with 4096 the sum is a small product), so
+//! there is no proximal term either; two views of each image; the temperature is .1 rather than .07; vectors are
+//! written by the head as the step leaves it.
 
 use super::parts::head::{self, Ending, Head};
 use super::parts::negatives::{weighted, weighted_past};
