@@ -89,6 +89,8 @@ def main():
                     found = pytorch(row, seed, data)
                 elif row.side == "selfstream":
                     found = measure.selfstream(program, row, seed, data, broker)
+                elif row.side == "supervised":
+                    found = measure.supervised(program, row, seed, data)
                 else:
                     found = measure.floor(program, row, seed, data)
                 line = {"row": row.name, "key": key(row), "seed": seed, **found,

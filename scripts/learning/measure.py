@@ -220,16 +220,26 @@ def told_figures(report, lines):
             "knn_hits": hits(lines, "knn"), "linear_hits": hits(lines, "linear")}
 
 
-def floor(program, row, seed, data):
-    """What raw pixels or an encoder that has not learned come to."""
+def without_stream(program, row, seed, data, encoder, beside=()):
+    """The report and the predictions of `encoder`, which needs no stream."""
     _, reference, told = data.collections(row, seed)
     with tempfile.TemporaryDirectory(prefix="learning-") as folder:
         folder = Path(folder)
         config = folder / "run.toml"
         config.write_text(toml({"run": {"seed": seed}, **row.settings}))
-        encoder = [f"--{row.side}", "--config", config]
-        report, lines = evaluate(program, encoder, reference, told, folder)
+        return evaluate(program, [f"--{encoder}", "--config", config], reference, told, folder, beside)
+
+
+def floor(program, row, seed, data):
+    """What raw pixels or an encoder that has not learned come to."""
+    report, lines = without_stream(program, row, seed, data, row.side)
     return {"steps": 0, "images_learned": 0, **told_figures(report, lines)}
+
+
+def supervised(program, row, seed, data):
+    """What the encoder comes to that is trained with the labels of the images that others are told by."""
+    report, _ = without_stream(program, row, seed, data, "untrained", ["--supervised", str(row.seconds)])
+    return {key: report["supervised"][key] for key in ("steps", "knn", "linear", "accuracy")}
 
 
 def selfstream(program, row, seed, data, broker):
@@ -238,13 +248,10 @@ def selfstream(program, row, seed, data, broker):
     with tempfile.TemporaryDirectory(prefix="learning-") as folder:
         folder = Path(folder)
         summary, began = learn(program, row, seed, stream, broker, folder)
-        beside = row.beside if seed == 0 else ()
         encoder = ["--snapshot", folder / "snapshots"]
-        report, lines = evaluate(program, encoder, reference, told, folder, beside)
+        report, lines = evaluate(program, encoder, reference, told, folder)
         found = {"steps": summary["steps"], "images_learned": summary["images_learned"],
                  **told_figures(report, lines)}
-        if "supervised" in report:
-            found["supervised"] = report["supervised"]
         if row.protocol == "B":
             found["classes"] = forgetting(program, row, seed, data, reference, told, folder, began)
         if row.protocol.startswith("C"):

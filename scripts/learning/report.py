@@ -126,13 +126,15 @@ def drift(lines):
 
 
 def supervised(lines):
-    """The encoder with labels, beside the linear probe of the same row and seed without."""
-    for found in lines.values():
-        for line in found:
-            if run := line.get("supervised"):
-                yield (f"- {line['row']}'s encoder trained with the labels for {run['seconds']:.0f} s, seed "
-                       f"{line['seed']}: {run['accuracy']:.3f} by its own classifier, kNN {run['knn']:.3f}, "
-                       f"linear {run['linear']:.3f}; without labels the linear probe has {line['linear']:.3f}.")
+    """The encoder with labels, beside the linear probe of the best one without, of the same time."""
+    for row in (row for row in ROWS if row.side == "supervised" and lines[row.name]):
+        own = spread([line["accuracy"] for line in lines[row.name]])
+        of = lambda name: statistics.mean(line["linear"] for line in lines[name])
+        text = f"- {row.name}: {own} by its own classifier."
+        without = row.name.replace("supervised", "sigmoid")
+        if lines[without]:
+            text += f" {without}'s linear probe is {of(without) - of(row.name):+.3f} from its own."
+        yield text
 
 
 def write(measured):

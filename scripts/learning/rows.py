@@ -16,12 +16,11 @@ class Row:
     seconds: int
     """Settings over config/default.toml, a dictionary for each section; of a peer's row, arguments of peer.py."""
     settings: dict = field(default_factory=dict)
-    """"selfstream"; "pytorch" (peer.py); or "pixels" and "untrained", which learn nothing."""
+    """"selfstream"; "pytorch" (peer.py); "supervised" (the same encoder trained with the labels of the images, all
+    of them at hand from the start); or "pixels" and "untrained", which learn nothing."""
     side: str = "selfstream"
     """What it is told on: "test" images, or images held out of the training ones, for choosing."""
     told_on: str = "test"
-    """More arguments of `selfstream evaluate`, for the first seed."""
-    beside: tuple = ()
 
 
 # The rate falls to zero where the run is declared to end; the images are of 32 px.
@@ -34,8 +33,8 @@ def objective(kind, **keys):
     return {"objective": {"kind": kind, **keys}}
 
 
-def minutes(name, n, protocol="A", beside=(), **sections):
-    return Row(name, protocol, 60 * n, declared(60 * n, **sections), beside=beside)
+def minutes(name, n, protocol="A", side="selfstream", **sections):
+    return Row(name, protocol, 60 * n, declared(60 * n, **sections), side)
 
 
 def pytorch(name, n, method, **settings):
@@ -62,7 +61,7 @@ def vit(name, seconds, patch_px, told_on, **sections):
 
 ROWS = [
     # Protocol A beside PyTorch, at equal wall-clock.
-    minutes("A simclr", 3, beside=("--supervised", "180"), **objective("simclr")),
+    minutes("A simclr", 3, **objective("simclr")),
     pytorch("A simclr of PyTorch", 3, "simclr"),
     pytorch("A simclr of PyTorch, views of half the side", 3, "simclr", **{"side-share": 0.5}),
     minutes("A moco", 3, **objective("moco")),
@@ -72,9 +71,11 @@ ROWS = [
     *(minutes(f"A {kind}", 3, **objective(kind)) for kind in OBJECTIVES[3:]),
     *(Row(f"A {floor}", "A", 0, {"input": {"side_px": 32}}, side=floor)
       for floor in ["pixels", "untrained"]),
+    minutes("A supervised", 3, side="supervised"),
     # What a user who declares no end gets, and what the best objective comes to in longer.
     Row("A sigmoid, no declared end", "A", 180, {"input": {"side_px": 32}, **objective("sigmoid")}),
     minutes("A sigmoid, 10 minutes", 10, **objective("sigmoid")),
+    minutes("A supervised, 10 minutes", 10, side="supervised"),
     # Three minutes are too few for it, here and in PyTorch.
     minutes("A byol, 10 minutes", 10, **objective("byol")),
     pytorch("A byol of PyTorch, 10 minutes", 10, "byol"),
