@@ -20,12 +20,13 @@ DRAWS = 10_000
 
 # Row, what it is set beside, which probe.
 DIFFERENCES = [
-    *((f"A {kind}", f"A {kind} of PyTorch", "knn") for kind in ("simclr", "moco", "byol")),
-    ("A byol, 10 minutes", "A byol of PyTorch, 10 minutes", "knn"),
+    *((f"A {kind}{longer}", f"A {kind} of PyTorch{longer}", "knn")
+      for longer in ("", ", 10 minutes") for kind in ("simclr", "moco", "byol")),
     ("A simclr", "A simclr of PyTorch, views of half the side", "knn"),
     ("A sigmoid", "A simclr", "knn"),
-    *((f"A {kind}", "A pixels", "knn") for kind in ("sigmoid", "instance", "vicreg", "emp")),
-    ("A rotation", "A untrained", "knn"),
+    *((f"A {kind}{longer}", "A pixels", "knn")
+      for longer in ("", ", 10 minutes") for kind in ("sigmoid", "instance", "vicreg", "emp")),
+    *((f"A rotation{longer}", "A untrained", "knn") for longer in ("", ", 10 minutes")),
     *((f"B replay {policy}", "B replay none", "knn") for policy in ("fifo", "reservoir", "min-red", "centroid")),
     ("B replay reservoir, aligned", "B replay reservoir", "knn"),
     ("C drift", "C shuffled", "domains"),
@@ -77,8 +78,8 @@ def spread(values):
 
 
 def letters(measured):
-    """A letter for each processor that rows were measured on."""
-    return dict(zip(sorted({line["processor"] for line in measured}), string.ascii_lowercase))
+    """A letter for each processor that rows were measured on, in the order in which they were."""
+    return dict(zip(dict.fromkeys(line["processor"] for line in measured), string.ascii_lowercase))
 
 
 def rows_table(lines, prefix, letter):
