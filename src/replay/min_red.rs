@@ -9,8 +9,8 @@
 //!
 //! Differs from the paper: z are [sketches](super::sketch); the closest pair has two ends, and which
 //! of them leaves is drawn. Distances to nearest neighbours are kept, and looked up again only when
-//! they decide: an image whose sketch moved, or whose neighbour left, is compared anew when it is next
-//! the one to leave. An offer costs a few passes over the sketches, a step none.
+//! they decide: an image whose sketch moved, or whose neighbour left or moved, is compared anew when it is
+//! next the one to leave. An offer costs a few passes over the sketches, a step none.
 
 use super::held::Held;
 use super::sketch::Sketch;
@@ -76,11 +76,17 @@ impl MinRed {
             };
             let place = (0..self.nearest.len()).min_by(by_distance).unwrap_or(0);
             let nearest = self.nearest[place];
-            if !nearest.is_stale {
+            if !nearest.is_stale && self.is_as_far(place, nearest) {
                 return if rng.random() { place } else { nearest.place };
             }
             self.look_up(place);
         }
+    }
+
+    /// Whether the neighbour of what is at `place` has not moved; one that has none has an infinite distance.
+    fn is_as_far(&self, place: usize, nearest: Nearest) -> bool {
+        nearest.distance == f32::INFINITY
+            || self.held.distance(place, nearest.place) == nearest.distance
     }
 
     fn leave(&mut self, place: usize) {
@@ -249,5 +255,22 @@ mod tests {
         offer(&mut min_red, 3, 200.0);
         let held = held(&min_red);
         assert!(held.contains(&2) && held.contains(&3) && held.len() == 3, "{held:?}");
+    }
+
+    /// Its image never moved, but what it was close to has.
+    #[test]
+    fn an_image_whose_neighbour_moves_away_is_not_redundant() {
+        for seed in 0..20 {
+            let mut min_red = MinRed::new(4 * (100 + BYTES), seed);
+            for (offset, degrees) in [(0, 0.0), (1, 1.0), (2, 100.0), (3, 110.0)] {
+                offer(&mut min_red, offset, degrees);
+            }
+            // The first goes far from the second; the closest are the third and the fourth.
+            let id = entry(0, 1).id();
+            (0..12).for_each(|_| min_red.seen(id, &at(300.0)));
+            offer(&mut min_red, 4, 200.0);
+            let held = held(&min_red);
+            assert!(held.contains(&0) && held.contains(&1) && held.contains(&4), "{held:?}");
+        }
     }
 }
