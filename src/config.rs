@@ -1,5 +1,5 @@
 //! The configuration of a run: the documented defaults, then a preset, then a file, then the
-//! environment, then flags. Unknown keys and values that cannot work are refused by name before
+//! environment. Unknown keys and values that cannot work are refused by name before
 //! anything starts.
 
 mod memory;

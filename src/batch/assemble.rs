@@ -8,6 +8,7 @@ use crate::source::Origin;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use rayon::prelude::*;
+use std::collections::HashMap;
 use std::thread::JoinHandle;
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -154,6 +155,7 @@ pub fn assemble(spec: &ViewSpec, order: Order) -> Result<Batch> {
         rest = after;
     }
     let mut fingerprints = vec![0; if spec.fingerprints { n_images } else { 0 }];
+    let copies = copies(&order.replayed);
     let mut prints: Vec<Option<&mut u64>> = fingerprints.iter_mut().map(Some).collect();
     prints.resize_with(n_images, || None);
     slots.into_par_iter().zip(prints).enumerate().try_for_each_init(
@@ -167,13 +169,15 @@ pub fn assemble(spec: &ViewSpec, order: Order) -> Result<Batch> {
             };
             if let Some(fresh) = order.fresh.get(index) {
                 take(&fresh.pixels);
-                make_views(spec, augmenter, (&fresh.origin, order.step), &fresh.pixels, slots);
+                let seeds = (&fresh.origin, order.step, 0);
+                make_views(spec, augmenter, seeds, &fresh.pixels, slots);
             } else {
                 let entry = &order.replayed[index - n_fresh];
                 let pixels = decode::decode(&entry.bytes, None, &spec.decode)
                     .with_context(|| format!("replaying {}", entry.origin))?;
                 take(&pixels);
-                make_views(spec, augmenter, (&entry.origin, order.step), &pixels, slots);
+                let seeds = (&entry.origin, order.step, copies[index - n_fresh]);
+                make_views(spec, augmenter, seeds, &pixels, slots);
             }
             anyhow::Ok(())
         },
@@ -181,16 +185,30 @@ pub fn assemble(spec: &ViewSpec, order: Order) -> Result<Batch> {
     Ok(Batch { order, views, fingerprints, made_at: Instant::now() })
 }
 
+/// How often the image of each entry stands before it.
+fn copies(entries: &[Entry]) -> Vec<usize> {
+    let mut seen = HashMap::new();
+    let before = |entry: &Entry| {
+        let n_seen = seen.entry(entry.id()).or_insert(0);
+        *n_seen += 1;
+        *n_seen - 1
+    };
+    entries.iter().map(before).collect()
+}
+
+/// Copy number `copy` of an image has views of its own.
 fn make_views(
     spec: &ViewSpec,
     augmenter: &mut Augmenter,
-    (origin, step): (&Origin, u64),
+    (origin, step, copy): (&Origin, u64, usize),
     pixels: &Pixels,
     slots: Vec<&mut [f32]>,
 ) {
     let origin_seed = origin.seed();
+    let n_views = slots.len();
     for (view, slot) in slots.into_iter().enumerate() {
-        let mut rng = augment::view_rng(spec.seed, origin_seed, step, view as u64);
+        let index = copy * n_views + view;
+        let mut rng = augment::view_rng(spec.seed, origin_seed, step, index as u64);
         augmenter.view(pixels, view, &mut rng, slot);
     }
 }
@@ -244,5 +262,31 @@ mod tests {
         assert!(unwanted.fingerprints.is_empty());
         assert_eq!(wanted.views, unwanted.views);
         assert_eq!(wanted.views.len(), 2 * 2 * 8 * 8 * 3);
+    }
+
+    #[test]
+    fn copies_of_one_image_have_views_of_their_own() {
+        let spec = ViewSpec {
+            seed: 1,
+            augment: augment::Config::default(),
+            preprocess: Preprocess::imagenet(8),
+            decode: decode::Config::default(),
+            groups: vec![ViewGroup::alike(2)],
+            fingerprints: false,
+        };
+        let Order { step, replayed, .. } = order();
+        let once =
+            assemble(&spec, Order { step, fresh: vec![], replayed: replayed.clone() }).unwrap();
+        let replayed = [&replayed[..], &replayed[..]].concat();
+        let twice = assemble(&spec, Order { step, fresh: vec![], replayed }).unwrap();
+        let views = |batch: &Batch| -> Vec<Vec<f32>> {
+            batch.views.chunks_exact(8 * 8 * 3).map(<[f32]>::to_vec).collect()
+        };
+        // View by view, and in each image by image.
+        let (once, twice) = (views(&once), views(&twice));
+        assert_eq!([&twice[0], &twice[2]], [&once[0], &once[1]]);
+        for (a, b) in [(0, 1), (2, 3), (1, 2), (1, 3)] {
+            assert_ne!(twice[a], twice[b], "{a} {b}");
+        }
     }
 }

@@ -66,7 +66,7 @@ impl RunSummary {
         let vitals = &summary.vitals;
         Self {
             images_received: vitals.received,
-            images_refused: vitals.counts.refused,
+            images_refused: vitals.refused_here,
             images_skipped: vitals.skipped_here,
             images_learned: vitals.learned_here,
             steps,

@@ -1,5 +1,5 @@
 //! Presets: settings that go together, chosen by one word. They lie over the documented defaults and
-//! under whatever a file, the environment and flags give.
+//! under whatever a file and the environment give.
 
 use figment::Figment;
 use figment::providers::{Format, Toml};

@@ -26,6 +26,15 @@ impl Config {
             let allowed = "unset with run.deterministic";
             return Err(Invalid::new("kafka.lag_target_records", lag, allowed));
         }
+        let on_drift = &self.learner.on_drift;
+        if on_drift.rate_factor != 1.0 {
+            let key = "learner.on_drift.rate_factor";
+            return Err(Invalid::new(key, on_drift.rate_factor, "1 with run.deterministic"));
+        }
+        if on_drift.warm_up {
+            let key = "learner.on_drift.warm_up";
+            return Err(Invalid::new(key, true, "false with run.deterministic"));
+        }
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! 1. write `src/encoder/NAME.rs` with a function that returns a [`Plan`];
 //! 2. add `mod NAME;`, and a variant to [`Architecture`] with its name both ways;
 //! 3. add its rows to [`Architecture::ALL`] and [`Architecture::plan`];
-//! 4. run `scripts/test encoder ops`: the contract tests walk [`Architecture::ALL`].
+//! 4. run `scripts/test --lib -- encoder ops`: the contract tests walk [`Architecture::ALL`].
 
 mod architecture;
 mod contiguous;

@@ -83,6 +83,7 @@ impl Learner {
         if let Some(page_hinkley) = &mut self.page_hinkley {
             page_hinkley.restore(manifest.usual_loss);
         }
+        self.on_drift.went_back();
         self.window.clear();
         self.losses = Losses::default();
         Ok(to_step)

@@ -7,6 +7,10 @@
 //! loss > m + max_loss_jump max(1.4826 d, |m| / 50)
 //! ```
 //!
+//! Where near-duplicates are no negatives (`learner.near_duplicates`), the loss of a batch of one scene has few pairs or
+//! none, and says nothing of that of a batch of several: what counts less than half of its pairs is neither
+//! compared nor remembered.
+//!
 //! 1.4826 d is the standard deviation of a normal distribution (Rousseeuw and Croux 1993); a fiftieth of
 //! the median keeps a very even loss from making much of little. A few such steps in a row are no accident, and
 //! neither is a candidate that the gate refuses after it let others pass: the learner goes back, and learns at a
@@ -27,6 +31,8 @@ const ENOUGH: usize = 16;
 const DEVIATIONS: f32 = 1.4826;
 /// The least deviation, as a share of the median.
 const LEAST_DEVIATION: f32 = 0.02;
+/// The least share of its pairs that a batch counts for its loss to be compared. A guess.
+const LEAST_SHARE: f32 = 0.5;
 
 /// `[learner.recovery]`: when to go back to an older checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,12 +128,15 @@ impl Health {
         health
     }
 
-    /// Whether the step down this loss is to be taken.
-    pub(super) fn admits(&mut self, loss: f32) -> bool {
-        let is_admitted = loss.is_finite() && self.limit().is_none_or(|limit| loss <= limit);
+    /// Whether the step down this loss is to be taken, of a batch that counts this share of its pairs.
+    pub(super) fn admits(&mut self, loss: f32, share: f32) -> bool {
+        let limit = self.limit().filter(|_| share >= LEAST_SHARE);
+        let is_admitted = loss.is_finite() && limit.is_none_or(|limit| loss <= limit);
         if is_admitted {
             self.steps_not_taken = 0;
-            self.losses.push_back(loss);
+            if share >= LEAST_SHARE {
+                self.losses.push_back(loss);
+            }
             if self.losses.len() > REMEMBERED {
                 self.losses.pop_front();
             }
@@ -264,23 +273,34 @@ mod tests {
     fn usual_losses_pass_and_jumps_do_not() {
         let mut health = health();
         for step in 0..200 {
-            assert!(health.admits(usual(step)), "{step}");
+            assert!(health.admits(usual(step), 1.0), "{step}");
         }
         assert!(health.is_well());
         // A small change of what arrives; chance level; what is no number.
-        assert!(health.admits(usual(200) + 0.3));
+        assert!(health.admits(usual(200) + 0.3, 1.0));
         for bad in [4.85, f32::INFINITY, f32::NAN] {
-            assert!(!health.admits(bad), "{bad}");
+            assert!(!health.admits(bad, 1.0), "{bad}");
         }
         assert_eq!(health.trouble(), Some(Trouble::Loss));
-        assert!(health.admits(usual(201)));
+        assert!(health.admits(usual(201), 1.0));
         assert_eq!((health.trouble(), health.is_well()), (None, true));
+    }
+
+    /// Batches of one scene, none of whose pairs count, and then another scene.
+    #[test]
+    fn a_batch_of_few_pairs_is_not_compared_and_not_remembered() {
+        let mut health = health();
+        (0..100).for_each(|_| assert!(health.admits(0.0, 0.0)));
+        assert!(health.admits(usual(0), 0.9), "there is nothing to compare with");
+        (1..200).for_each(|step| assert!(health.admits(usual(step), 0.9), "{step}"));
+        assert!(health.admits(4.85, 0.4) && !health.admits(4.85, 0.5));
+        assert!(!health.admits(f32::NAN, 0.4));
     }
 
     #[test]
     fn a_loss_that_is_no_number_never_passes() {
-        assert!(!health().admits(f32::NAN));
-        assert!(health().admits(1e6), "nothing to compare with");
+        assert!(!health().admits(f32::NAN, 1.0));
+        assert!(health().admits(1e6, 1.0), "nothing to compare with");
     }
 
     /// After the last rollback a jump becomes what is usual; what is no number never does.
@@ -289,8 +309,8 @@ mod tests {
         let with = |loss: f32| {
             let config = Config { max_rollbacks: 0, ..Config::default() };
             let mut health = Health::new(&config, Rollbacks::default(), 0);
-            (0..200).for_each(|step| assert!(health.admits(usual(step))));
-            let admitted = (0..8).filter(|_| health.admits(loss)).count();
+            (0..200).for_each(|step| assert!(health.admits(usual(step), 1.0)));
+            let admitted = (0..8).filter(|_| health.admits(loss, 1.0)).count();
             assert_eq!(health.trouble(), None);
             (admitted, health.is_lost())
         };

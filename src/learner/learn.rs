@@ -12,6 +12,7 @@ use crate::replay::sketch::Sketch;
 use crate::source::Origin;
 use anyhow::{Context, Result};
 use metrics::{counter, gauge, histogram};
+use std::collections::HashSet;
 use tracing::warn;
 
 impl Learner {
@@ -35,10 +36,11 @@ impl Learner {
         let is_probe = self.views.groups.first().is_some_and(is_input);
         let probe_len = ids.len() * self.views.preprocess.input_len();
         let probe = (is_due && is_probe).then(|| (views[..probe_len].to_vec(), ids.len()));
-        let negatives = self.negatives(&fingerprints);
+        let negatives = self.negatives(&ids, &fingerprints);
         let look = self.trainer.look(views, &ids, negatives.as_ref()).context("training step")?;
-        if !self.health.admits(look.loss()) {
-            let report = self.trainer.leave(look);
+        let share = negatives.as_ref().map_or(1.0, NegativeWeights::share);
+        if !self.health.admits(look.loss(), share) {
+            let report = self.trainer.leave(look).context("a step that is left out")?;
             return self.note_left_out(order.fresh, report);
         }
         if is_due {
@@ -88,14 +90,19 @@ impl Learner {
     }
 
     /// How much the images of a batch count as negatives of each other, where not all count alike.
-    fn negatives(&self, fingerprints: &[u64]) -> Option<NegativeWeights> {
+    fn negatives(&self, ids: &[u64], fingerprints: &[u64]) -> Option<NegativeWeights> {
         let (weight, most_bits) = (self.near_duplicates, self.views.decode.duplicate_bits);
-        if weight >= 1.0 {
-            return None;
+        let weights = (weight < 1.0).then(|| NegativeWeights::new(fingerprints, most_bits, weight));
+        if let Some(weights) = &weights {
+            let n_pairs = weights.n_pairs() as u64;
+            counter!("selfstream_near_duplicate_negatives_total").increment(n_pairs);
         }
-        let weights = NegativeWeights::new(fingerprints, most_bits, weight);
-        counter!("selfstream_near_duplicate_negatives_total").increment(weights.n_pairs() as u64);
-        Some(weights)
+        let n_images = ids.len();
+        if ids.iter().collect::<HashSet<_>>().len() == n_images {
+            return weights;
+        }
+        let weights = weights.unwrap_or_else(|| NegativeWeights::even(n_images));
+        Some(weights.without_copies(ids))
     }
 
     /// `sketches` and `fingerprints` are one of each image, or none.

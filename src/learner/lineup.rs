@@ -54,11 +54,15 @@ impl Lineup {
     /// Puts back what was taken.
     pub(super) fn give_back(&mut self, images: Vec<Fresh>) {
         images.into_iter().rev().for_each(|image| self.fresh.push_front(image));
+        if !self.fresh.is_empty() {
+            self.first_at.get_or_insert_with(Instant::now);
+        }
     }
 
     /// Drops all others.
     pub(super) fn retain(&mut self, is_kept: impl Fn(&Fresh) -> bool) {
         self.fresh.retain(is_kept);
+        self.first_at = self.first_at.filter(|_| !self.fresh.is_empty());
     }
 
     /// Begins with `partition` at `offset`.
@@ -89,5 +93,43 @@ impl Lineup {
     /// How long the first has waited.
     pub(super) fn waited(&self) -> Duration {
         self.first_at.map_or(Duration::ZERO, |at| at.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::Pixels;
+    use crate::source::Origin;
+
+    fn image(offset: i64) -> ((Partition, i64), Option<Fresh>) {
+        let origin = Origin { topic: "images".into(), partition: 0, offset };
+        let pixels = Pixels { width_px: 0, height_px: 0, rgb: vec![] };
+        let partition = Partition { topic: "images".into(), partition: 0 };
+        let bytes = vec![].into();
+        let fresh = Fresh { origin, generation: 1, bytes, pixels, timestamp_ms: None };
+        ((partition, offset), Some(fresh))
+    }
+
+    /// Time passes for what waits, however it came to, and for nothing else.
+    #[test]
+    fn an_image_waits_from_when_it_is_there() {
+        let mut lineup = Lineup::default();
+        for offset in 0..2 {
+            let (place, image) = image(offset);
+            lineup.push(&place, image).unwrap();
+        }
+        assert!(lineup.first_at.is_some());
+        let taken = lineup.take(2);
+        assert!(lineup.first_at.is_none());
+        lineup.give_back(taken);
+        assert!(lineup.first_at.is_some());
+        assert_eq!(lineup.fresh[0].origin.offset, 0);
+        lineup.retain(|image| image.origin.offset == 1);
+        assert!(lineup.first_at.is_some());
+        lineup.retain(|_| false);
+        assert!(lineup.first_at.is_none());
+        lineup.give_back(vec![]);
+        assert!(lineup.first_at.is_none());
     }
 }

@@ -68,6 +68,11 @@ impl OnDrift {
         has_changed && self.config.warm_up
     }
 
+    /// The learner has gone back: what it was to do for some steps is over.
+    pub(super) fn went_back(&mut self) {
+        self.until_step = 0;
+    }
+
     /// What the learning rate of `step` is multiplied by.
     pub(super) fn rate_factor(&self, step: u64) -> f64 {
         if step < self.until_step { self.config.rate_factor } else { 1.0 }
@@ -95,5 +100,7 @@ mod tests {
         assert!(on_drift.hear(7));
         assert_eq!(on_drift.changes(), 4);
         assert_eq!([16, 17].map(|step| on_drift.rate_factor(step)), [2.0, 1.0]);
+        on_drift.went_back();
+        assert_eq!((on_drift.rate_factor(9), on_drift.changes()), (1.0, 4));
     }
 }

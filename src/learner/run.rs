@@ -117,12 +117,15 @@ impl Learner {
     /// What there is to step on, when `n_ahead` fresh images are about to be learned.
     fn supply(&self, n_ahead: usize) -> Supply {
         let left = |limit: u64| limit.saturating_sub(self.learned_here + n_ahead as u64);
+        let fresh = self.arrivals.n_fresh();
+        let fresh_limit = self.limits.images.map_or(usize::MAX, |limit| left(limit) as usize);
         Supply {
-            fresh: self.arrivals.n_fresh(),
+            fresh,
             replay: self.replay.entries().len(),
             waited: self.arrivals.waited(),
-            is_draining: false,
-            fresh_limit: self.limits.images.map_or(usize::MAX, |limit| left(limit) as usize),
+            // The last ones that are to be learned are there.
+            is_draining: fresh >= fresh_limit,
+            fresh_limit,
         }
     }
 
@@ -162,6 +165,7 @@ impl Learner {
             received: self.arrivals.received(),
             counts: self.counts(),
             learned_here: self.learned_here,
+            refused_here: self.arrivals.n_refused(),
             skipped_here: self.arrivals.n_skipped(),
             in_flight: self.arrivals.tracker().in_flight(),
             steps: self.trainer.progress().steps,

@@ -621,16 +621,32 @@ mod tests {
             let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
             let mut trainer = trainer(&config, 0.06);
             trainer.step(views(&trainer, 0, &ids), &ids, None).unwrap();
+            trainer.step(views(&trainer, 1, &ids), &ids, None).unwrap();
             let before = trainer.to_arrays().unwrap();
-            let look = trainer.look(views(&trainer, 1, &ids), &ids, None).unwrap();
-            assert!(!trainer.leave(look).is_taken);
-            assert_eq!(trainer.progress().steps, 2);
+            let look = trainer.look(views(&trainer, 2, &ids), &ids, None).unwrap();
+            assert!(!trainer.leave(look).unwrap().is_taken);
+            assert_eq!(trainer.progress().steps, 3);
             assert_eq!(trainer.to_arrays().unwrap(), before, "{config:?}");
             let mut same = self::trainer(&config, 0.06);
             same.restore(&before, trainer.progress()).unwrap();
-            trainer.step(views(&trainer, 2, &ids), &ids, None).unwrap();
-            same.step(views(&same, 2, &ids), &ids, None).unwrap();
+            trainer.step(views(&trainer, 3, &ids), &ids, None).unwrap();
+            same.step(views(&same, 3, &ids), &ids, None).unwrap();
             assert_eq!(trainer.to_arrays().unwrap(), same.to_arrays().unwrap(), "{config:?}");
+        }
+    }
+
+    /// Of two steps after which the encoder becomes the past, one that is left out.
+    #[test]
+    fn the_encoder_becomes_the_past_after_a_step_left_out_too() {
+        let ids: Vec<u64> = (0..N_IMAGES as u64).collect();
+        let mut trainer = trainer(&objective::Config::default(), 0.06);
+        trainer.step(views(&trainer, 0, &ids), &ids, None).unwrap();
+        let look = trainer.look(views(&trainer, 1, &ids), &ids, None).unwrap();
+        trainer.leave(look).unwrap();
+        let arrays = trainer.to_arrays().unwrap();
+        for weight in &plan().weights {
+            let of = |whose: &str| &arrays[&format!("{whose}{}", weight.name)].values;
+            assert_eq!(of("past.encoder."), of("encoder."), "{}", weight.name);
         }
     }
 

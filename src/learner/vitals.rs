@@ -19,6 +19,8 @@ pub struct Vitals {
     pub counts: Counts,
     /// Images learned in this process.
     pub learned_here: u64,
+    /// Records refused in this process.
+    pub refused_here: u64,
     /// Records done in this process that were passed over by the pace, or whose step was left out.
     pub skipped_here: u64,
     /// Records received and not done.

@@ -62,7 +62,7 @@ pub struct Batch<'a> {
 impl Batch<'_> {
     /// Its images, as queues know them.
     pub fn images(&self) -> Vec<Image> {
-        let fingerprint = |index: usize| self.negatives.map(|known| known.fingerprints()[index]);
+        let fingerprint = |index: usize| self.negatives.and_then(|known| known.fingerprint(index));
         let image = |(index, id): (usize, &u64)| Image { id: *id, fingerprint: fingerprint(index) };
         self.ids.iter().enumerate().map(image).collect()
     }

@@ -75,6 +75,11 @@ impl Config {
         validate_momentum(self.momentum)?;
         within("objective.queue", self.queue, 1..=1_048_576, "from 1 to 1048576")?;
         within("objective.norm_groups", self.norm_groups, 1..=64, "from 1 to 64")?;
+        if self.head.norm && self.norm_groups > 1 {
+            // It would see both views of an image at once, which the parts are there to prevent.
+            let allowed = "false where objective.norm_groups is above 1";
+            return Err(Invalid::new("objective.head.norm", self.head.norm, allowed));
+        }
         self.head.validate("objective.head")
     }
 }

@@ -12,7 +12,7 @@
 //! 3. add its rows to [`Config::every_kind`], [`Config::validate`], [`Config::build`] and
 //!    [`Config::demand`];
 //! 4. give its loss a case in `tests/golden/objective.py`;
-//! 5. run `scripts/test objective trainer`: the contract tests walk every kind, and `every_form` of
+//! 5. run `scripts/test --lib -- objective trainer`: the contract tests walk every kind, and `every_form` of
 //!    it: add those that ask for other views.
 
 mod batch;

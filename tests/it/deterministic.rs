@@ -6,23 +6,29 @@ use crate::harness::{
 };
 use rand::RngExt;
 use selfstream::seed::{self, Purpose};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const PARTITIONS: i32 = 3;
 /// Broken ones are one in 75, so that the others are whole batches.
 const IMAGES: u64 = 2400;
 
-/// Learns all of `topic` with so many threads and kills on the way; the version at the end.
-fn version_after(brokers: &str, topic: &str, threads: usize, kills: usize) -> String {
-    let dir = tempfile::tempdir().unwrap();
-    let config = dir.path().join("config.toml");
-    let text = small_config(brokers, topic, dir.path());
+/// The configuration of a run of `topic` in the folder `dir`, by a group of its own.
+fn written(brokers: &str, topic: &str, threads: usize, dir: &Path) -> PathBuf {
+    let config = dir.join("config.toml");
+    let text = small_config(brokers, topic, dir);
     let text = text
         .replace("run.learner_threads = 1", &format!("run.learner_threads = {threads}"))
         .replace("batch.max_wait", "run.deterministic = true\nbatch.max_wait")
         .replace(&format!("group = \"{topic}\""), &format!("group = \"{}\"", unique(topic)));
     std::fs::write(&config, text).unwrap();
+    config
+}
+
+/// Learns all of `topic` with so many threads and kills on the way; the version at the end.
+fn version_after(brokers: &str, topic: &str, threads: usize, kills: usize) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let config = written(brokers, topic, threads, dir.path());
     let summary = dir.path().join("summary.json");
     let args = ["run", "--config", config.to_str().unwrap(), "--summary"];
     let args = [&args[..], &[summary.to_str().unwrap()]].concat();
@@ -68,4 +74,20 @@ fn equal_streams_give_equal_weights() {
     let uninterrupted = version_after(&brokers, &topic, 1, 0);
     assert_eq!(version_after(&brokers, &topic, 1, 10), uninterrupted, "killed ten times");
     assert_eq!(version_after(&brokers, &topic, 2, 0), uninterrupted, "on two threads");
+}
+
+/// The last ones are no whole batch, and nothing more may be learned to fill it.
+#[test]
+fn a_run_ends_after_as_many_images_as_it_was_told() {
+    let Some(brokers) = brokers() else { return };
+    let topic = unique("told");
+    create_topic(&brokers, &topic, 1);
+    let message = |index| Message { partition: 0, value: png(index, 10), content_type: None };
+    produce(&brokers, &topic, (0..200).map(message));
+    let dir = tempfile::tempdir().unwrap();
+    let config = written(&brokers, &topic, 1, dir.path());
+    let args = ["run", "--config", config.to_str().unwrap(), "--stop-after", "101"];
+    let mut program = Program::start(&args, &dir.path().join("log"));
+    assert!(program.wait().success(), "{}", program.log());
+    assert_eq!(surviving(&dir.path().join("journal.jsonl")).len(), 101);
 }

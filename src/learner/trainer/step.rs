@@ -112,22 +112,30 @@ impl Trainer {
             served.follow(&mut *self.encoder, look.to_measure)?;
         }
         let took = look.took + began.elapsed();
-        self.count_step(took);
-        if self.alignment.as_ref().is_some_and(|a| a.is_refreshed(self.progress.steps)) {
-            self.encoder.follow(Shadow::Past, 0.0)?;
-        }
+        self.count_step(took)?;
         Ok(StepReport { loss: look.loss, rate, took, is_taken: true })
     }
 
-    /// Leaves the step down the loss that was looked at out: it counts, and changes nothing else.
-    pub fn leave(&mut self, look: Look<'_>) -> StepReport {
-        self.count_step(look.took);
-        StepReport { loss: look.loss, rate: 0.0, took: look.took, is_taken: false }
+    /// Leaves the step down the loss that was looked at out: it counts, and nothing moves.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn leave(&mut self, look: Look<'_>) -> Result<StepReport> {
+        self.count_step(look.took)?;
+        Ok(StepReport { loss: look.loss, rate: 0.0, took: look.took, is_taken: false })
     }
 
-    fn count_step(&mut self, took: Duration) {
+    /// Counts a step. Whether it was taken or not, the encoder becomes the past when its time has come: the next
+    /// time would leave the one before it in its place for as long again.
+    fn count_step(&mut self, took: Duration) -> Result<()> {
         self.progress.steps += 1;
         self.progress.trained += took;
+        match &self.alignment {
+            Some(alignment) if alignment.is_refreshed(self.progress.steps) => {
+                self.encoder.follow(Shadow::Past, 0.0)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Moves the heads and the encoder down the `loss`, whose graph ends at `leaves`.

@@ -11,10 +11,11 @@
 
 use candle_core::{Result, Tensor, bail};
 
-/// `log det A` of a symmetric positive definite `[K, K]` matrix, a scalar.
+/// `log det A` of a symmetric positive definite `[K, K]` matrix, a scalar; not a number where one of A's is not
+/// finite, as any other function of it would be.
 ///
 /// # Errors
-/// A matrix that is not square, or not positive definite.
+/// A matrix that is not square, or is finite and not positive definite.
 pub fn log_det(matrix: &Tensor) -> Result<Tensor> {
     let (size, columns) = matrix.dims2()?;
     if size != columns {
@@ -22,6 +23,9 @@ pub fn log_det(matrix: &Tensor) -> Result<Tensor> {
     }
     let values = matrix.flatten_all()?.to_vec1::<f32>()?;
     let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+    if !values.iter().all(|value| value.is_finite()) {
+        return matrix.sum_all()? * f64::NAN;
+    }
     let Some(factor) = cholesky(&values, size) else {
         bail!("a matrix of side {size} is not positive definite")
     };
@@ -128,7 +132,8 @@ mod tests {
         assert!((value(&tensor(&[4.0, 0.0, 0.0, 9.0], 2)) - 36f64.ln()).abs() < 1e-6);
         assert!((value(&tensor(&[2.0, 1.0, 1.0, 2.0], 2)) - 3f64.ln()).abs() < 1e-6);
         assert!(log_det(&tensor(&[1.0, 2.0, 2.0, 1.0], 2)).is_err());
-        assert!(log_det(&tensor(&[f64::NAN], 1)).is_err());
+        assert!(value(&tensor(&[f64::NAN], 1)).is_nan());
+        assert!(value(&tensor(&[1.0, f64::INFINITY, f64::INFINITY, 1.0], 2)).is_nan());
     }
 
     #[test]

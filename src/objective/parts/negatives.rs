@@ -1,6 +1,7 @@
 //! How much images count as negatives of each other: frames of one scene that arrive
 //! together are alike, and to push them apart teaches the wrong thing (cf. false negatives in Chuang et
-//! al., "Debiased Contrastive Learning", arXiv 2007.00224).
+//! al., "Debiased Contrastive Learning", arXiv 2007.00224). An image that is in a batch more than once, as where
+//! replay holds few, is no negative of itself.
 //!
 //! A weight w_ij from 0 to 1 multiplies what image j, of the batch or of a queue of past ones, adds to image
 //! i's denominator, or the loss of the pair where each pair has its own:
@@ -16,7 +17,8 @@ use candle_core::{Device, Result, Tensor};
 /// The weights of a batch of N images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NegativeWeights {
-    /// `N` of them.
+    n_images: usize,
+    /// `N` of them, or none where images that are alike count like others.
     fingerprints: Vec<u64>,
     /// Two images are alike where their fingerprints differ in at most so many bits.
     most_bits: u32,
@@ -36,12 +38,38 @@ impl NegativeWeights {
         };
         let images = 0..fingerprints.len();
         let weights = images.clone().flat_map(|i| images.clone().map(move |j| of(i, j))).collect();
-        Self { fingerprints: fingerprints.to_vec(), most_bits, weight, weights }
+        let (n_images, fingerprints) = (fingerprints.len(), fingerprints.to_vec());
+        Self { n_images, fingerprints, most_bits, weight, weights }
     }
 
-    /// The fingerprints of the images.
-    pub fn fingerprints(&self) -> &[u64] {
-        &self.fingerprints
+    /// 1 for each two of so many images.
+    pub fn even(n_images: usize) -> Self {
+        let weights = vec![1.0; n_images * n_images];
+        Self { n_images, fingerprints: vec![], most_bits: 0, weight: 1.0, weights }
+    }
+
+    /// The same, and 0 for two that are one image by their `ids`.
+    pub fn without_copies(mut self, ids: &[u64]) -> Self {
+        for (i, id) in ids.iter().enumerate() {
+            for (j, other) in ids.iter().enumerate().filter(|(j, _)| *j != i) {
+                if id == other {
+                    self.weights[i * self.n_images + j] = 0.0;
+                }
+            }
+        }
+        self
+    }
+
+    /// The fingerprint of image `index`, where likeness counts.
+    pub fn fingerprint(&self, index: usize) -> Option<u64> {
+        self.fingerprints.get(index).copied()
+    }
+
+    /// The share of all pairs of images that count, each by its weight.
+    pub fn share(&self) -> f32 {
+        let n_pairs = self.n_images * self.n_images.saturating_sub(1);
+        let on_the_diagonal = self.n_images as f32;
+        (self.weights.iter().sum::<f32>() - on_the_diagonal) / n_pairs.max(1) as f32
     }
 
     /// Pairs of images that are alike.
@@ -71,9 +99,11 @@ impl NegativeWeights {
         let of = |image: u64, past: u64| {
             if difference(image, past) <= self.most_bits { log(self.weight) } else { 0.0 }
         };
-        let images = self.fingerprints.iter().cycle().take(rows);
-        let values = images.flat_map(|image| {
-            past.iter().map(move |past| past.map_or(0.0, |past| of(*image, past)))
+        let n = self.n_images;
+        let values = (0..rows).flat_map(|row| {
+            let image = self.fingerprint(row % n);
+            past.iter()
+                .map(move |past| image.zip(*past).map_or(0.0, |(image, past)| of(image, past)))
         });
         Tensor::from_vec(values.collect::<Vec<f32>>(), (rows, past.len()), device)
     }
@@ -92,7 +122,7 @@ impl NegativeWeights {
         of: impl Fn(f32) -> f32,
         device: &Device,
     ) -> Result<Tensor> {
-        let n = self.fingerprints.len();
+        let n = self.n_images;
         if rows % n != 0 || columns % n != 0 {
             candle_core::bail!("weights of {n} images are not those of {rows} x {columns} rows")
         }
@@ -152,6 +182,26 @@ mod tests {
         assert_eq!(logs[2], [EXCLUDED as f32, 0.0, 0.0]);
         assert_eq!(NegativeWeights::new(&fingerprints, 1, 0.0).n_pairs(), 0);
         assert!(negatives.factors([4, 3], &Device::Cpu).is_err());
+    }
+
+    /// Of four images, the second twice, and the third close to it.
+    #[test]
+    fn copies_of_one_image_count_nothing_and_others_as_they_did() {
+        let ids = [1, 2, 3, 2];
+        let rows = |negatives: NegativeWeights| {
+            negatives.factors([4, 4], &Device::Cpu).unwrap().to_vec2::<f32>().unwrap()
+        };
+        let [all, apart] = [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]];
+        let last = [1.0, 0.0, 1.0, 1.0];
+        let plain = NegativeWeights::even(4).without_copies(&ids);
+        assert_eq!(plain.share(), 10.0 / 12.0);
+        assert_eq!(plain.fingerprint(1), None);
+        let past = plain.log_weights_of_past(4, &[Some(7)], &Device::Cpu).unwrap();
+        assert_eq!(past.to_vec2::<f32>().unwrap(), [[0.0]; 4]);
+        assert_eq!(rows(plain), [all, apart, all, last]);
+        let near = NegativeWeights::new(&[0b1111, 0, 1, 0], 1, 0.5).without_copies(&ids);
+        let [of_copy, of_near] = [[1.0, 1.0, 0.5, 0.0], [1.0, 0.5, 1.0, 0.5]];
+        assert_eq!(rows(near), [all, of_copy, of_near, [1.0, 0.0, 0.5, 1.0]]);
     }
 
     #[test]
