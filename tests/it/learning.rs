@@ -50,5 +50,6 @@ fn a_minute_of_cifar_learns() {
     run("second.json", "9536");
     let after_150_steps = knn();
     println!("kNN after 1 step {after_one_step:.3}, after 150 steps {after_150_steps:.3}");
-    assert!(after_150_steps > after_one_step + 0.02, "{after_one_step}, {after_150_steps}");
+    // Half of what it came to when this was written: .273, then .363, of a standard error of .011 each.
+    assert!(after_150_steps > after_one_step + 0.045, "{after_one_step}, {after_150_steps}");
 }
