@@ -130,11 +130,15 @@ def supervised(lines):
     """The encoder with labels, beside the linear probe of the best one without, of the same time."""
     for row in (row for row in ROWS if row.side == "supervised" and lines[row.name]):
         own = spread([line["accuracy"] for line in lines[row.name]])
-        of = lambda name: statistics.mean(line["linear"] for line in lines[name])
         text = f"- {row.name}: {own} by its own classifier."
         without = row.name.replace("supervised", "sigmoid")
-        if lines[without]:
-            text += f" {without}'s linear probe is {of(without) - of(row.name):+.3f} from its own."
+        paired = list(pairs(lines[without], lines[row.name]))
+        # Where none ran on one machine, all beside all.
+        both = paired or [(ours, theirs) for ours in lines[without] for theirs in lines[row.name]]
+        if both:
+            apart = statistics.mean(ours["linear"] - theirs["linear"] for ours, theirs in both)
+            where = "" if paired else ", of other machines,"
+            text += f" {without}'s linear probe{where} is {apart:+.3f} from its own."
         yield text
 
 
