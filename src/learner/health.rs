@@ -7,9 +7,9 @@
 //! loss > m + max_loss_jump max(1.4826 d, |m| / 50)
 //! ```
 //!
-//! Where near-duplicates are no negatives (`learner.near_duplicates`), the loss of a batch of one scene has few pairs or
-//! none, and says nothing of that of a batch of several: what counts less than half of its pairs is neither
-//! compared nor remembered.
+//! Where near-duplicates are no negatives (`learner.near_duplicates`), or a batch holds copies of few images, its
+//! loss has few pairs or none, and says nothing of that of a batch of several scenes: what counts less than half of
+//! its pairs is only asked to be finite, and not remembered.
 //!
 //! 1.4826 d is the standard deviation of a normal distribution (Rousseeuw and Croux 1993); a fiftieth of
 //! the median keeps a very even loss from making much of little. A few such steps in a row are no accident, and
@@ -130,11 +130,11 @@ impl Health {
 
     /// Whether the step down this loss is to be taken, of a batch that counts this share of its pairs.
     pub(super) fn admits(&mut self, loss: f32, share: f32) -> bool {
-        let limit = self.limit().filter(|_| share >= LEAST_SHARE);
+        let limit = self.limit().filter(|_| is_compared(share));
         let is_admitted = loss.is_finite() && limit.is_none_or(|limit| loss <= limit);
         if is_admitted {
             self.steps_not_taken = 0;
-            if share >= LEAST_SHARE {
+            if is_compared(share) {
                 self.losses.push_back(loss);
             }
             if self.losses.len() > REMEMBERED {
@@ -248,6 +248,11 @@ impl Health {
         };
         gauge!("selfstream_learning_alarm").set(alarm);
     }
+}
+
+/// Whether a batch that counts this share of its pairs has a loss to compare with others.
+pub(super) fn is_compared(share: f32) -> bool {
+    share >= LEAST_SHARE
 }
 
 fn median(values: impl Iterator<Item = f32>) -> f32 {

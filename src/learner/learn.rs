@@ -1,8 +1,8 @@
 //! One batch: the loss of the weights as they are, whether to step down it, and what becomes known by it.
 
-use super::Learner;
 use super::page_hinkley::Rise;
 use super::trainer::StepReport;
+use super::{Learner, health};
 use crate::augment::ViewGroup;
 use crate::batch::assemble::{Batch, Fresh, Order};
 use crate::events::Event;
@@ -38,13 +38,14 @@ impl Learner {
         let probe = (is_due && is_probe).then(|| (views[..probe_len].to_vec(), ids.len()));
         let negatives = self.negatives(&ids, &fingerprints);
         let look = self.trainer.look(views, &ids, negatives.as_ref()).context("training step")?;
-        let share = negatives.as_ref().map_or(1.0, NegativeWeights::share);
+        let weights = negatives.as_ref().filter(|_| self.trainer.weighs_negatives());
+        let share = weights.map_or(1.0, NegativeWeights::share);
         if !self.health.admits(look.loss(), share) {
             let report = self.trainer.leave(look).context("a step that is left out")?;
             return self.note_left_out(order.fresh, report);
         }
         if is_due {
-            // These weights have just been shown to do as well as usual on a batch.
+            // These weights have just been shown to do as well as usual on a batch, if it had the pairs to tell.
             self.publish(probe)?;
         }
         if self.on_drift.hear(order.step) {
@@ -55,7 +56,7 @@ impl Learner {
         self.window.push(self.trainer.features(), ids.len(), self.trainer.plan().feature_dim);
         let sketches = self.sketch(&order, ids.len());
         self.note_learned(order.fresh, sketches, &fingerprints)?;
-        self.note_step(report);
+        self.note_step(report, health::is_compared(share));
         self.show();
         Ok(())
     }
@@ -137,7 +138,7 @@ impl Learner {
         Ok(())
     }
 
-    fn note_step(&mut self, report: StepReport) {
+    fn note_step(&mut self, report: StepReport, is_compared: bool) {
         let StepReport { loss, rate, took, .. } = report;
         self.losses.push(loss, took);
         self.publisher.stepped(&report);
@@ -146,7 +147,8 @@ impl Learner {
         gauge!("selfstream_learning_rate_ratio").set(rate);
         histogram!("selfstream_step_seconds").record(took.as_secs_f64());
         gauge!("selfstream_replay_images").set(self.replay.entries().len() as f64);
-        if let Some(rise) = self.page_hinkley.as_mut().and_then(|test| test.push(loss)) {
+        let page_hinkley = self.page_hinkley.as_mut().filter(|_| is_compared);
+        if let Some(rise) = page_hinkley.and_then(|test| test.push(loss)) {
             self.warn_of(rise);
         }
     }

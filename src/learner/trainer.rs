@@ -107,6 +107,11 @@ impl Trainer {
         self.views.groups()
     }
 
+    /// Whether its loss has the weights of negatives in it.
+    pub fn weighs_negatives(&self) -> bool {
+        self.objective.weighs_negatives()
+    }
+
     /// How far it has come.
     pub fn progress(&self) -> Progress {
         self.progress

@@ -142,6 +142,10 @@ impl Objective for Instance {
         info_nce(&unit, &own, (&others, &excluded), self.temperature)
     }
 
+    fn weighs_negatives(&self) -> bool {
+        true
+    }
+
     fn heads(&self) -> &Params {
         &self.heads
     }

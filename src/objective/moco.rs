@@ -146,6 +146,10 @@ impl Objective for Moco {
         )
     }
 
+    fn weighs_negatives(&self) -> bool {
+        true
+    }
+
     fn heads(&self) -> &Params {
         self.pair.heads()
     }

@@ -122,6 +122,10 @@ impl Objective for MocoV3 {
         mean_over_pairs(&queries, &keys, contrast)? * 2.0
     }
 
+    fn weighs_negatives(&self) -> bool {
+        true
+    }
+
     fn heads(&self) -> &Params {
         self.pair.heads()
     }

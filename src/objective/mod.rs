@@ -69,6 +69,11 @@ pub trait Objective: Send {
     /// Features of another shape than [`Batch`] says.
     fn loss(&self, batch: &Batch<'_>) -> Result<Tensor>;
 
+    /// Whether its loss has [`Batch::negatives`] in it.
+    fn weighs_negatives(&self) -> bool {
+        false
+    }
+
     /// The heads that learn with the encoder.
     fn heads(&self) -> &Params;
 

@@ -96,6 +96,10 @@ impl Objective for Sigmoid {
         pairwise([&projections, bias], self.temperature, batch.negatives)
     }
 
+    fn weighs_negatives(&self) -> bool {
+        true
+    }
+
     fn heads(&self) -> &Params {
         &self.heads
     }

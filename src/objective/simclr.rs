@@ -105,6 +105,10 @@ impl Objective for Simclr {
         ((loss * n_large as f64)? + (of_small * n_small as f64)?)? / (n_large + n_small) as f64
     }
 
+    fn weighs_negatives(&self) -> bool {
+        true
+    }
+
     fn heads(&self) -> &Params {
         &self.heads
     }

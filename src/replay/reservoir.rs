@@ -5,7 +5,8 @@
 //! probability k/n, k being the entries held, and random entries leave until it fits. For images
 //! of one size that is algorithm R; for mixed sizes k moves and the sample is only nearly uniform.
 //! An image that fits where a larger one has left has no better chance: the room that evictions leave
-//! would else fill with what is new and small.
+//! would else fill with what is new and small. What a very large one displaces therefore comes back only as fast
+//! as the stream goes on: images near the budget's size leave part of it empty.
 
 use super::{Entry, Replay, State, named};
 use crate::seed::{self, Purpose};
@@ -82,9 +83,6 @@ impl Replay for Reservoir {
         // Where no state says it.
         self.has_been_full = self.bytes + lens().max().unwrap_or(0) > self.max_bytes;
         self.entries = entries;
-        // The budget may be smaller than it was.
-        let mut rng = self.rng();
-        self.make_room(0, &mut rng);
     }
 
     fn state(&self) -> State {
@@ -95,6 +93,11 @@ impl Replay for Reservoir {
         if let Some(full) = state.get(FULL) {
             self.has_been_full = full[..] == [1.0];
         }
+        // The budget may be smaller than it was; one that holds nothing has all of it.
+        self.has_been_full |= self.bytes > self.max_bytes;
+        let mut rng = self.rng();
+        self.make_room(0, &mut rng);
+        self.has_been_full &= !self.entries.is_empty();
     }
 }
 
@@ -154,10 +157,23 @@ mod tests {
     #[test]
     fn a_smaller_budget_holds_from_the_restart_on() {
         let mut large = Reservoir::new(1000, 1);
-        (0..50).for_each(|offset| large.offer(entry(offset, 100)));
-        let mut small = Reservoir::new(350, 1);
-        small.restore(large.entries().to_vec(), large.offered());
+        (0..8).for_each(|offset| large.offer(entry(offset, 100)));
+        let restarted = |max_bytes| {
+            let mut small = Reservoir::new(max_bytes, 1);
+            small.restore(large.entries().to_vec(), large.offered());
+            small.load_state(&large.state());
+            small
+        };
+        let mut small = restarted(350);
         assert_eq!(small.entries().len(), 3);
+        assert!(small.has_been_full, "its room is no new one's");
+        // There is room for five; by the lottery all of them enter once in sixty times, and not by this seed.
+        (8..13).for_each(|offset| small.offer(entry(offset, 10)));
+        assert!(small.entries().len() < 8, "{}", small.entries().len());
+        // Nothing that it held fits: it begins anew.
+        let mut tiny = restarted(50);
+        tiny.offer(entry(8, 10));
+        assert_eq!(tiny.entries().len(), 1);
     }
 
     /// One that has kept nothing, as another policy may have, has room.

@@ -68,8 +68,9 @@ impl NegativeWeights {
     /// The share of all pairs of images that count, each by its weight.
     pub fn share(&self) -> f32 {
         let n_pairs = self.n_images * self.n_images.saturating_sub(1);
-        let on_the_diagonal = self.n_images as f32;
-        (self.weights.iter().sum::<f32>() - on_the_diagonal) / n_pairs.max(1) as f32
+        // In f64: a sum of ones in f32 ends at 2^24, the pairs of 4096 images.
+        let counted = self.weights.iter().map(|weight| f64::from(*weight)).sum::<f64>();
+        ((counted - self.n_images as f64) / n_pairs.max(1) as f64) as f32
     }
 
     /// Pairs of images that are alike.
@@ -195,6 +196,7 @@ mod tests {
         let last = [1.0, 0.0, 1.0, 1.0];
         let plain = NegativeWeights::even(4).without_copies(&ids);
         assert_eq!(plain.share(), 10.0 / 12.0);
+        assert_eq!(NegativeWeights::even(4200).share(), 1.0);
         assert_eq!(plain.fingerprint(1), None);
         let past = plain.log_weights_of_past(4, &[Some(7)], &Device::Cpu).unwrap();
         assert_eq!(past.to_vec2::<f32>().unwrap(), [[0.0]; 4]);
