@@ -58,6 +58,27 @@ pub(super) fn jpeg(image: impl Into<DynamicImage>, exif: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A sequential JPEG of 16 by 16 grey pixels in three components, 1 to 3, with a scan of one component
+/// for each of `components`. Each block is two bits of zero: the level of the one before, and no more.
+pub(super) fn jpeg_of_scans(components: &[u8]) -> Vec<u8> {
+    // One code, of one bit, for the value 0.
+    let huffman = |class: u8| {
+        let mut segment = vec![0xff, 0xc4, 0, 20, class, 1];
+        segment.resize(22, 0);
+        segment
+    };
+    let mut bytes: Vec<u8> = vec![0xff, 0xd8, 0xff, 0xdb, 0, 67, 0];
+    bytes.extend([1; 64]);
+    bytes.extend([0xff, 0xc0, 0, 17, 8, 0, 16, 0, 16, 3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0]);
+    bytes.extend(huffman(0x00));
+    bytes.extend(huffman(0x10));
+    for &component in components {
+        bytes.extend([0xff, 0xda, 0, 8, 1, component, 0, 0, 63, 0, 0]);
+    }
+    bytes.extend([0xff, 0xd9]);
+    bytes
+}
+
 pub(super) fn png_with_exif(pixels: &Pixels, exif: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = PngEncoder::new(&mut bytes);
@@ -147,6 +168,36 @@ pub(super) fn tiff_with_orientation(
     }
     bytes.extend(strips.concat());
     bytes
+}
+
+/// A little-endian TIFF with `body` at byte 8, then one directory of `entries`: tag, type and numbers.
+pub(super) fn tiff_of(body: &[u8], entries: &[(u16, u16, &[u64])]) -> Vec<u8> {
+    let u32 = |v: usize| u32::try_from(v).unwrap().to_le_bytes();
+    let directory_at = 8 + body.len();
+    let values_at = directory_at + 2 + 12 * entries.len() + 4;
+    let mut directory = u16::try_from(entries.len()).unwrap().to_le_bytes().to_vec();
+    let mut values: Vec<u8> = Vec::new();
+    for &(tag, kind, numbers) in entries {
+        let number_bytes = match kind {
+            3 => 2,
+            4 => 4,
+            16 => 8,
+            _ => 1,
+        };
+        let digits = |number: &u64| number.to_le_bytes().into_iter().take(number_bytes);
+        let mut held: Vec<u8> = numbers.iter().flat_map(digits).collect();
+        directory.extend(tag.to_le_bytes());
+        directory.extend(kind.to_le_bytes());
+        directory.extend(u32(numbers.len()));
+        if held.len() <= 4 {
+            held.resize(4, 0);
+            directory.extend(held);
+        } else {
+            directory.extend(u32(values_at + values.len()));
+            values.extend(held);
+        }
+    }
+    [b"II*\0".as_slice(), &u32(directory_at), body, &directory, &[0; 4], &values].concat()
 }
 
 /// A name and a file for each format and each variant that is coded differently.

@@ -8,13 +8,21 @@ use image::Limits;
 const MAX_ALLOC_BYTES_PER_PIXEL: u64 = 16;
 /// What decoders may allocate besides pixels (rows, tables, profiles). A guess.
 const MAX_ALLOC_BYTES_BESIDES: u64 = 16 * 1024 * 1024;
+/// Decoders may read so many times what they may allocate: TIFF's reads 32 KiB anew for each deflated
+/// strip, and some files have a strip for each row. A guess.
+const MAX_READS_OF_ALLOC: u64 = 4;
 
 /// The number of bytes an image's decoder may allocate.
 pub(super) fn max_alloc_bytes(config: &Config) -> u64 {
     config.max_pixels * MAX_ALLOC_BYTES_PER_PIXEL + MAX_ALLOC_BYTES_BESIDES
 }
 
-/// The same for the `image` crate.
+/// The number of bytes that the decoder of a file may read; what it reads again counts again.
+pub(super) fn max_read_bytes(file_bytes: usize, config: &Config) -> u64 {
+    file_bytes as u64 + MAX_READS_OF_ALLOC * max_alloc_bytes(config)
+}
+
+/// The same as [`max_alloc_bytes`] for the `image` crate.
 pub(super) fn image_limits(config: &Config) -> Limits {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(max_alloc_bytes(config));

@@ -14,6 +14,7 @@ pub mod fingerprint;
 mod formats;
 mod jpeg;
 mod limits;
+mod metered;
 mod park;
 mod pnm;
 pub mod pool;
@@ -33,7 +34,7 @@ use crate::claim::{Arrival, Image};
 use crate::fault;
 use crate::source::Record;
 use image::metadata::Orientation;
-use image::{DynamicImage, RgbImage};
+use image::{DynamicImage, ImageFormat, RgbImage};
 use std::any::Any;
 use std::panic::{UnwindSafe, catch_unwind};
 
@@ -99,9 +100,30 @@ pub fn decode(
     catch(|| {
         fault::panic_at("decode");
         let (pixels, orientation) = formats::decode(bytes, format, config)?;
+        check_fit(&pixels, format)?;
         // Shrinking first makes turning cheap, and the filter is the same along both axes.
         Ok(turn(shrink::shrink(pixels, config.working_side_px), orientation))
     })
+}
+
+/// A buffer that is not as long as its image's size says.
+#[derive(Debug, thiserror::Error)]
+#[error("the decoder gave {bytes} bytes for {width_px} x {height_px} pixels of 3 bytes each")]
+struct Misfit {
+    bytes: usize,
+    width_px: u32,
+    height_px: u32,
+}
+
+/// Refuses pixels that are more or fewer than their size says: whatever looks at [`Pixels`] relies on it, also
+/// where nothing catches a panic.
+fn check_fit(pixels: &Pixels, format: ImageFormat) -> Result<(), Refusal> {
+    let Pixels { width_px, height_px, ref rgb } = *pixels;
+    let bytes = rgb.len();
+    if u128::from(width_px) * u128::from(height_px) * 3 != bytes as u128 {
+        return Err(Refusal::damaged(format, Misfit { bytes, width_px, height_px }));
+    }
+    Ok(())
 }
 
 /// Turns a panic of `decode` into a refusal.
@@ -136,7 +158,7 @@ mod tests {
     use super::*;
     use crate::claim::{Flaw, Unfetched};
     use fixtures::{every_format, stored};
-    use image::{ImageBuffer, ImageFormat, Luma, LumaA, Rgba};
+    use image::{ImageBuffer, Luma, LumaA, Rgba};
     use proptest::{prelude::*, test_runner::TestRunner};
 
     fn decoded(bytes: &[u8]) -> Pixels {
@@ -411,6 +433,19 @@ mod tests {
             assert_eq!(bad.outcome.unwrap_err().reason(), reason);
             assert_eq!(bad.record.bytes, "file:///a.png", "{reason}");
         }
+    }
+
+    #[test]
+    fn pixels_that_do_not_fit_their_size_are_damage() {
+        assert!(check_fit(&fixtures::picture(), ImageFormat::Bmp).is_ok());
+        for bytes in [0, 768, 100 * 100 * 3 - 1, 100 * 100 * 3 + 1] {
+            let pixels = Pixels { width_px: 100, height_px: 100, rgb: vec![0; bytes] };
+            let refusal = check_fit(&pixels, ImageFormat::Bmp).unwrap_err();
+            assert_eq!(refusal.reason(), "damaged", "{bytes}");
+        }
+        // Three bytes for each pixel of the largest sides are beyond 64 bits.
+        let none = Pixels { width_px: u32::MAX, height_px: u32::MAX, rgb: vec![] };
+        assert!(check_fit(&none, ImageFormat::Bmp).is_err());
     }
 
     #[test]

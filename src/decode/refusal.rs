@@ -41,8 +41,8 @@ pub enum Refusal {
         /// The limit on either.
         min_side_px: u32,
     },
-    /// Decoding would take more memory than `image.max_pixels` allows for.
-    #[error("decoding this {format:?} image takes more than {max_alloc_bytes} bytes of memory")]
+    /// Decoding would take more memory than `image.max_pixels` allows for, or unpack more bytes than that.
+    #[error("decoding this {format:?} image takes more than {max_alloc_bytes} bytes")]
     TooMuchMemory {
         /// The image's format.
         format: ImageFormat,

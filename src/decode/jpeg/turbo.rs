@@ -55,6 +55,9 @@ fn decode_by(
 ) -> Option<Pixels> {
     let factor = ScalingFactor::new(1, reduction.divisor() as usize);
     decompressor.set_scaling_factor(factor).ok()?;
+    // In a sequential file each component is in one scan. Each scan takes a pass over the whole image,
+    // however little data it has.
+    decompressor.set_scan_limit(u32::from(frame.n_components)).ok()?;
     let header = decompressor.read_header(bytes).ok()?;
     // The limits were checked on our own reading of the header.
     let is_alike = header.width == usize::from(frame.width_px)
@@ -154,6 +157,20 @@ mod tests {
                 // A pixel is a mean over what it covers: at an eighth of the size that lowers the
                 // crests by a tenth.
                 assert!(pixel[1].abs_diff(exact) <= 14, "{pixel:?} is not {exact} at {x} by {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_of_more_scans_than_components_is_left_to_others() {
+        let whole = fixtures::jpeg_of_scans(&[1, 2, 3]);
+        let grey = Pixels { width_px: 16, height_px: 16, rgb: vec![128; 16 * 16 * 3] };
+        // Again behind it: a decompressor serves many files.
+        for _ in 0..2 {
+            assert!(decode(&whole, Reduction::None).unwrap() == grey);
+            for components in [[1, 2, 3, 1], [1, 1, 1, 1]] {
+                let file = fixtures::jpeg_of_scans(&components);
+                assert_eq!(decode(&file, Reduction::None), None, "{components:?}");
             }
         }
     }
