@@ -27,8 +27,8 @@ pub(super) enum Error {
     Image { index: usize, refusal: Refusal },
     #[error("{param} = {value} is not allowed: it must be {allowed}")]
     Value { param: &'static str, value: String, allowed: String },
-    #[error("the request has {n_images} images: it must have from 1 to {max}")]
-    Count { n_images: usize, max: usize },
+    #[error("the request has {has} images: it must have from 1 to {max}")]
+    Count { has: &'static str, max: usize },
     #[error("the body cannot be read: {0}")]
     Body(String),
     #[error("the body is larger than {max_bytes} bytes")]
@@ -44,6 +44,17 @@ pub(super) enum Error {
     Overloaded,
     #[error("the server failed")]
     Internal,
+}
+
+/// How much of a value is repeated to who gave it: more than the name of a version has.
+const SHOWN_CHARS: usize = 100;
+
+/// The beginning of `value`, for a message. An answer is not counted as a body is, and a client may give megabytes.
+pub(super) fn shown(value: &str) -> String {
+    match value.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}...", &value[..end]),
+        None => value.to_owned(),
+    }
 }
 
 /// OpenAI's names for whose fault it is.
@@ -108,5 +119,19 @@ impl IntoResponse for Error {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_repeated_whole_where_it_is_short() {
+        for short in ["", "abcdef12", "ü".repeat(SHOWN_CHARS).as_str()] {
+            assert_eq!(shown(short), short);
+        }
+        let long = shown(&"ü".repeat(1 << 20));
+        assert_eq!(long, format!("{}...", "ü".repeat(SHOWN_CHARS)));
     }
 }

@@ -1,16 +1,15 @@
 //! The three forms of an embedding request, read into one.
 
-use super::Server;
 use super::error::Error;
 use super::options::Options;
 use super::prepare::Payload;
+use super::{Server, json};
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Multipart, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
-use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -68,12 +67,12 @@ pub(super) async fn read(server: &Server, request: Request) -> Result<Wanted, Er
     let max_images = server.config.max_images_per_request;
     let (bytes, body) = receive(server, &parts, body).await?;
     let images = match form {
-        Form::Json => json(&bytes, &mut options)?,
-        Form::Multipart => multipart(parts, bytes, &mut options).await?,
+        Form::Json => json::read(&bytes, &mut options, max_images)?,
+        Form::Multipart => multipart(parts, bytes, &mut options, max_images).await?,
         Form::Raw(media_type) => vec![Payload::Bytes(bytes, media_type)],
     };
-    if images.is_empty() || images.len() > max_images {
-        return Err(Error::Count { n_images: images.len(), max: max_images });
+    if images.is_empty() {
+        return Err(Error::Count { has: "no", max: max_images });
     }
     Ok(Wanted { options, images, body })
 }
@@ -109,55 +108,12 @@ fn is_too_large(rejection: &BytesRejection) -> bool {
     rejection.status() == StatusCode::PAYLOAD_TOO_LARGE
 }
 
-/// OpenAI's body; unknown fields are ignored, since its clients send more than we know.
-#[derive(serde::Deserialize)]
-struct OpenAi {
-    input: Value,
-    model: Option<Value>,
-    encoding_format: Option<Value>,
-    dimensions: Option<Value>,
-}
-
-/// Images of OpenAI's form. Their base64 is left to the decode threads.
-fn json(bytes: &[u8], options: &mut Options) -> Result<Vec<Payload>, Error> {
-    let body: OpenAi =
-        serde_json::from_slice(bytes).map_err(|error| Error::Body(error.to_string()))?;
-    let settings = [
-        ("model", body.model),
-        ("encoding_format", body.encoding_format),
-        ("dimensions", body.dimensions),
-    ];
-    for (name, value) in settings {
-        match value {
-            None => {}
-            Some(Value::String(text)) => options.set(name, &text)?,
-            Some(other) => options.set(name, &other.to_string())?,
-        }
-    }
-    let inputs = match body.input {
-        Value::Array(inputs) => inputs,
-        one => vec![one],
-    };
-    let text = |(index, input)| match input {
-        Value::String(text) => Ok(Payload::Text(text)),
-        _ => Err(not_text(index)),
-    };
-    inputs.into_iter().enumerate().map(text).collect()
-}
-
-fn not_text(index: usize) -> Error {
-    Error::Value {
-        param: "input",
-        value: format!("[... no string at {index} ...]"),
-        allowed: "a base64 or data-URI string or a list of them".to_owned(),
-    }
-}
-
-/// Every part that is no option is an image, whatever its name.
+/// Every part that is no option is an image, whatever its name; the first one too many ends the reading.
 async fn multipart(
     parts: Parts,
     bytes: Bytes,
     options: &mut Options,
+    max_images: usize,
 ) -> Result<Vec<Payload>, Error> {
     let request = Request::from_parts(parts, Body::from(bytes));
     let mut multipart = Multipart::from_request(request, &())
@@ -171,6 +127,9 @@ async fn multipart(
             options.set(&name, &field.text().await.map_err(not_multipart)?)?;
             continue;
         }
+        if images.len() == max_images {
+            return Err(Error::Count { has: "too many", max: max_images });
+        }
         let media_type = field.content_type().filter(|kind| kind.starts_with("image/"));
         let media_type = media_type.map(str::to_owned);
         images.push(Payload::Bytes(field.bytes().await.map_err(not_multipart)?, media_type));
@@ -180,4 +139,30 @@ async fn multipart(
 
 fn not_multipart(error: axum::extract::multipart::MultipartError) -> Error {
     Error::Body(error.body_text())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What follows is cut short, and nobody comes to know.
+    #[tokio::test]
+    async fn one_part_too_many_ends_the_reading() {
+        let expected = "the request has too many images: it must have from 1 to 2";
+        assert_eq!(refusal_of_three(2).await, expected);
+        assert!(refusal_of_three(3).await.starts_with("the body cannot be read"));
+    }
+
+    /// Of three parts, the last without an end.
+    async fn refusal_of_three(max_images: usize) -> String {
+        let request = axum::http::Request::post("/v1/embeddings")
+            .header(header::CONTENT_TYPE, "multipart/form-data; boundary=b")
+            .body(())
+            .unwrap();
+        let (parts, ()) = request.into_parts();
+        let part = "--b\r\ncontent-disposition: form-data; name=\"file\"\r\n\r\n";
+        let body = format!("{part}first\r\n{part}second\r\n{part}a third that has no e");
+        let read = multipart(parts, body.into(), &mut Options::default(), max_images).await;
+        read.unwrap_err().to_string()
+    }
 }

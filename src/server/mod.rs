@@ -17,7 +17,7 @@ use axum::http::HeaderName;
 use axum::middleware::from_fn;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt;
-use error::Error;
+use error::{Error, shown};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::io;
 use std::sync::Arc;
@@ -35,6 +35,7 @@ mod embeddings;
 mod error;
 mod events;
 mod form;
+mod json;
 mod models;
 mod options;
 mod prepare;
@@ -102,7 +103,7 @@ impl Server {
             Some(snapshot) => Ok(snapshot),
             None if self.registry.latest().is_none() => Err(Error::NotReady),
             None if model == "stable" => Err(Error::NoStable),
-            None => Err(Error::Model { model: model.to_owned() }),
+            None => Err(Error::Model { model: shown(model) }),
         }
     }
 }

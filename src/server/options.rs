@@ -1,6 +1,6 @@
 //! What a client may choose beside its images, whichever form its request has.
 
-use super::error::Error;
+use super::error::{Error, shown};
 
 /// How the vectors are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -67,7 +67,7 @@ impl Options {
 }
 
 fn refused(param: &'static str, value: &str, allowed: &str) -> Error {
-    Error::Value { param, value: value.to_owned(), allowed: allowed.to_owned() }
+    Error::Value { param, value: shown(value), allowed: allowed.to_owned() }
 }
 
 #[cfg(test)]
@@ -102,5 +102,11 @@ mod tests {
             assert!(options.set(name, value).is_err(), "{name}={value}");
         }
         assert_eq!(options, Options::default());
+    }
+
+    #[test]
+    fn a_refusal_does_not_repeat_megabytes() {
+        let error = Options::default().set("encoding_format", &"\u{7f}".repeat(1 << 20));
+        assert!(error.unwrap_err().to_string().len() < 1000);
     }
 }
