@@ -76,6 +76,14 @@ def gif(width, height, stream):
     )
 
 
+def tiff(body, entries):
+    """`body` at byte 8, then a directory of `entries`: tag, type (1 BYTE, 3 SHORT, 4 LONG) and a number."""
+    directory = struct.pack("<H", len(entries))
+    for tag, kind, number in entries:
+        directory += struct.pack("<HHII", tag, kind, 1, number)
+    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + directory + b"\0" * 4
+
+
 def images():
     jpeg = (FIXTURES / "restart.jpg").read_bytes()
     progressive = (FIXTURES / "progressive.jpg").read_bytes()
@@ -86,6 +94,14 @@ def images():
     write("image", "refused-jpeg-huge", jpeg[: frame + 5] + b"\xff" * 4 + jpeg[frame + 9 :])
     write("image", "refused-jpeg-marker-alone", b"\xff\xd8\xff\xe0")
     write("image", "jpeg-segment-beyond-its-end", jpeg[:2] + b"\xff\xe1\xff\xffExif\0\0" + jpeg[2:])
+
+    # Who takes a restart marker for a segment passes over the frame that another decoder takes for the first.
+    hidden = b"\xff\xd0\0\x0c\xff\xc0\0\x08\x08\0\x64\0\x64\x03"
+    write("image", "refused-jpeg-two-frames", jpeg[:2] + hidden + jpeg[2:])
+    # Scans that one decoder takes for a comment are scans to another.
+    inks = (FIXTURES / "cmyk.jpg").read_bytes()
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + 2 * 1001) + b"\xff\xda" * 1001
+    write("image", "refused-jpeg-scans", inks[:2] + comment + inks[2:])
 
     write("image", "taken-png", flat_png(16, 12, 77))
     write("image", "taken-png-of-a-megapixel", flat_png(1024, 1024, 0))
@@ -112,11 +128,23 @@ def images():
     # A directory that is its own next one, and one of 65,535 entries that are not there.
     write("image", "refused-tiff-loop", b"II*\0\x08\0\0\0" + b"\0\0" + b"\x08\0\0\0")
     write("image", "refused-tiff-entries", b"II*\0\x08\0\0\0" + b"\xff\xff" + b"\0" * 64)
+    grey = [(256, 3, 16), (257, 3, 16), (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 1)]
+    strip = [(273, 4, 8), (278, 3, 16), (279, 4, 256)]
+    level = b"\x4d" * 256
+    write("image", "taken-tiff", tiff(level, grey + strip))
+    write("image", "refused-tiff-jpeg-by-a-byte", tiff(level, grey + [(259, 1, 7)] + strip))
+    tile = [(322, 4, 1_000_000_000), (323, 3, 16), (324, 4, 8), (325, 4, 256)]
+    write("image", "refused-tiff-wide-tile", tiff(level, grey + tile))
+    write("image", "refused-tiff-samples", tiff(level, grey[:-1] + [(256, 4, 50_000), (277, 3, 65_535)] + strip))
     write("image", "refused-pnm-huge", b"P6\n4294967295 4294967295\n65535\n" + b"\0" * 32)
     write("image", "refused-pnm-long-number", b"P5\n" + b"9" * 4000 + b" 1\n255\n\0")
     vp8x = b"VP8X" + struct.pack("<I", 10) + b"\0" * 4 + b"\xff" * 6
     riff = b"RIFF" + struct.pack("<I", 0xFFFFFFFF) + b"WEBP"
     write("image", "refused-webp-huge", riff + vp8x)
+    small = b"VP8X" + struct.pack("<I", 10) + b"\0" * 4 + b"\x0f\0\0" * 2
+    frame = b"VP8 " + struct.pack("<I", 10) + b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", 16383, 16383)
+    behind = b"RIFF" + struct.pack("<I", 4 + len(small)) + b"WEBP" + small + frame
+    write("image", "refused-webp-behind-its-end", behind)
     frames = b""
     for _ in range(300):
         frames = b"ANMF" + struct.pack("<I", 16 + len(frames)) + b"\0" * 16 + frames
@@ -236,7 +264,7 @@ def configurations():
 # Checkpoints.
 
 MANIFEST = {
-    "format": 1,
+    "format": 2,
     "learner_id": "tests",
     "architecture": "slim-resnet",
     "side_px": 32,
@@ -267,7 +295,11 @@ MANIFEST = {
 WRONG = {True: -1.5, False: {"a": []}}
 
 
-def safetensors(manifest=MANIFEST, **changes):
+# Of a format whose manifest lies in the header.
+OLD_MANIFEST = MANIFEST | {"format": 1}
+
+
+def safetensors(manifest=OLD_MANIFEST, **changes):
     header = {"__metadata__": {"selfstream.checkpoint": json.dumps(manifest)}}
     header["w"] = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes
     text = json.dumps(header).encode()
@@ -278,6 +310,7 @@ def safetensors(manifest=MANIFEST, **changes):
 def checkpoints():
     whole = safetensors()
     write("checkpoint", "taken-file", whole)
+    write("checkpoint", "refused-file-without-a-manifest", safetensors(MANIFEST))
     write("checkpoint", "refused-file-empty", b"")
     write("checkpoint", "refused-file-truncated", whole[:-1])
     write("checkpoint", "refused-file-header-truncated", whole[:100])
@@ -294,6 +327,7 @@ def checkpoints():
         write("checkpoint", name + ".json", value if isinstance(value, str) else json.dumps(value))
 
     manifest("taken-manifest", MANIFEST)
+    manifest("taken-manifest-old", OLD_MANIFEST)
     for field, value in MANIFEST.items():
         wrong = WRONG[isinstance(value, (dict, list))]
         manifest(f"refused-{field}", MANIFEST | {field: wrong})
@@ -312,9 +346,9 @@ def checkpoints():
         entry = MANIFEST["replay"][0] | place
         manifest(f"refused-replay-{name}", MANIFEST | {"replay": [entry]})
     manifest("refused-format-of-64-bits", MANIFEST | {"format": 2**32 + 1})
-    manifest("refused-format-next", MANIFEST | {"format": 2})
+    manifest("refused-format-next", MANIFEST | {"format": 3})
     manifest("refused-trained-too-long", MANIFEST | {"trained": "99999999999999999999years"})
-    manifest("refused-deep", '{"format": 1, "gate": ' + "[" * 2000 + "]" * 2000 + "}")
+    manifest("refused-deep", '{"format": 2, "gate": ' + "[" * 2000 + "]" * 2000 + "}")
     manifest("refused-truncated", json.dumps(MANIFEST)[:-40])
     twice = MANIFEST["offsets"] + [MANIFEST["offsets"][0] | {"next": 2**63 - 1}]
     manifest("taken-partition-twice", MANIFEST | {"offsets": twice})

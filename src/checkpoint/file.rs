@@ -6,6 +6,7 @@ use crate::encoder::{Array, NamedArrays};
 use crate::fault;
 use anyhow::{Context, Result};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,6 +17,8 @@ use tracing::warn;
 pub(super) const EXTENSION: &str = "safetensors";
 /// Extension of files that are being written.
 const TEMPORARY: &str = "tmp";
+/// The manifest's format in the header, and the array of bytes that is the manifest. A header has an upper bound,
+/// which a buffer of many small images would pass; formats before 2 had all of the manifest there.
 const MANIFEST_KEY: &str = "selfstream.checkpoint";
 /// Hex digits of the content's hash in a file's name: 64 bits tell damage, not malice.
 const HASH_DIGITS: usize = 16;
@@ -71,7 +74,9 @@ pub(super) fn write(
     manifest: &Manifest,
     arrays: &NamedArrays,
 ) -> Result<(String, PathBuf)> {
-    let bytes = to_bytes(MANIFEST_KEY, &serde_json::to_string(manifest)?, arrays)?;
+    let format = json!({ "format": manifest.format }).to_string();
+    let json = serde_json::to_vec(manifest)?;
+    let bytes = serialize(MANIFEST_KEY, &format, arrays, Some(&json))?;
     let hash = blake3::hash(&bytes).to_hex();
     // Names are in the order of time: of two of one step more is done by the later, or it was written later.
     let (done, sequence) = (manifest.counts.done(), manifest.sequence);
@@ -138,6 +143,11 @@ pub(super) fn discard_half_written(dir: &Path) -> Result<()> {
 /// # Errors
 /// A text or shapes that the form cannot hold.
 pub(crate) fn to_bytes(key: &str, text: &str, arrays: &NamedArrays) -> Result<Vec<u8>> {
+    serialize(key, text, arrays, None)
+}
+
+/// Of `key` there is a text in the header, and an array of `bytes` where some are given.
+fn serialize(key: &str, text: &str, arrays: &NamedArrays, bytes: Option<&[u8]>) -> Result<Vec<u8>> {
     let little_endian: Vec<(&String, &Array, Vec<u8>)> = arrays
         .iter()
         .map(|(name, array)| {
@@ -147,6 +157,9 @@ pub(crate) fn to_bytes(key: &str, text: &str, arrays: &NamedArrays) -> Result<Ve
     let mut views = vec![];
     for (name, array, bytes) in &little_endian {
         views.push((name.as_str(), TensorView::new(Dtype::F32, array.shape.clone(), bytes)?));
+    }
+    if let Some(bytes) = bytes {
+        views.push((key, TensorView::new(Dtype::U8, vec![bytes.len()], bytes)?));
     }
     let metadata = HashMap::from([(key.to_owned(), text.to_owned())]);
     Ok(safetensors::serialize(views, Some(metadata))?)
@@ -163,10 +176,25 @@ fn text_of(key: &str, bytes: &[u8]) -> Result<String, Damage> {
     Ok(text.ok_or(Damage::NoManifest)?.clone())
 }
 
+/// The manifest of a file of any format.
+fn manifest_of(bytes: &[u8]) -> Result<Value, Damage> {
+    let header = serde_json::from_str(&text_of(MANIFEST_KEY, bytes)?)?;
+    // Before anything else of it is looked at: another format may mean anything by it.
+    if migrate::known_format(&header)? < 2 {
+        return Ok(header);
+    }
+    let file = SafeTensors::deserialize(bytes)?;
+    let json = file.tensor(MANIFEST_KEY).map_err(|_| Damage::NoManifest)?;
+    let manifest = serde_json::from_slice(json.data())?;
+    migrate::known_format(&manifest)?;
+    Ok(manifest)
+}
+
 fn arrays_of(bytes: &[u8]) -> Result<NamedArrays, Damage> {
     SafeTensors::deserialize(bytes)?
         .tensors()
         .into_iter()
+        .filter(|(name, _)| name != MANIFEST_KEY)
         .map(|(name, view)| {
             let dtype = view.dtype();
             if dtype != Dtype::F32 {
@@ -191,9 +219,54 @@ pub(super) fn read(path: &Path) -> Result<Checkpoint, Damage> {
     if found != named {
         return Err(Damage::Hash { found, named });
     }
-    let manifest = serde_json::from_str(&text_of(MANIFEST_KEY, &bytes)?)?;
-    // Before anything else of it is looked at: another format may mean anything by it.
-    migrate::known_format(&manifest)?;
+    let manifest = manifest_of(&bytes)?;
     let form = migrate::to_newest(Form { manifest, arrays: arrays_of(&bytes)? })?;
     Ok(Checkpoint { id, manifest: serde_json::from_value(form.manifest)?, arrays: form.arrays })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::ReplayEntry;
+    use crate::replay::StoredAt;
+    use std::sync::Arc;
+
+    fn arrays() -> NamedArrays {
+        [("w".to_owned(), Array { shape: vec![2], values: vec![1.0, -1.0] })].into()
+    }
+
+    /// A header holds 100 MB at most, as does that of a million small images.
+    #[test]
+    fn a_manifest_may_be_longer_than_a_header() {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = ReplayEntry {
+            topic: Arc::from("t".repeat(4000)),
+            partition: 0,
+            offset: 0,
+            stored_at: StoredAt { segment: 0, position: 0 },
+            len_bytes: 1,
+            is_pending: false,
+        };
+        let replay = vec![entry; 25_000];
+        let manifest = Manifest { format: FORMAT, replay, ..Manifest::default() };
+        assert!(serde_json::to_vec(&manifest).unwrap().len() > 100_000_000);
+        let (_, path) = write(dir.path(), &manifest, &arrays()).unwrap();
+        let checkpoint = read(&path).unwrap();
+        assert!(checkpoint.manifest == manifest && checkpoint.arrays == arrays());
+    }
+
+    /// What was a file's form before its manifest moved.
+    #[test]
+    fn a_manifest_in_the_header_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = Manifest { format: 1, step: 7, ..Manifest::default() };
+        let text = serde_json::to_string(&manifest).unwrap();
+        let bytes = to_bytes(MANIFEST_KEY, &text, &arrays()).unwrap();
+        let hash = blake3::hash(&bytes).to_hex();
+        let path = dir.path().join(format!("000000000007-{}.safetensors", &hash[..HASH_DIGITS]));
+        fs::write(&path, bytes).unwrap();
+        let checkpoint = read(&path).unwrap();
+        assert_eq!(checkpoint.manifest, Manifest { format: FORMAT, ..manifest });
+        assert_eq!(checkpoint.arrays, arrays());
+    }
 }

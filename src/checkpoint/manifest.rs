@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Version of the manifest's form.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The part of a checkpoint that is not arrays.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! Checkpoints of older formats become those of today's, a format at a time.
 //!
-//! There has been one format so far: the fields that were added to it have defaults, which say what older
-//! files meant.
+//! Fields that were added to a format have defaults, which say what older files meant. Format 2 has the manifest of
+//! format 1 in another place (`file.rs`).
 //!
 //! To change the form:
 //! 1. a field that older checkpoints do well without gets a default in `manifest.rs`, and the format stays;
@@ -24,7 +24,7 @@ pub(super) struct Form {
 type Step = fn(Form) -> Result<Form, Damage>;
 
 /// One for each format before [`FORMAT`], the oldest first: the format, and what leads on from it.
-const STEPS: &[(u32, Step)] = &[];
+const STEPS: &[(u32, Step)] = &[(1, Ok)];
 
 /// The format of a manifest, if this program reads it.
 ///

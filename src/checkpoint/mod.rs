@@ -1,6 +1,6 @@
 //! Checkpoints: everything a restart needs, as one atomic unit.
 //!
-//! A checkpoint is one file: a manifest (JSON, in the safetensors header) and arrays. The bytes of
+//! A checkpoint is one safetensors file: a manifest (JSON) and arrays. The bytes of
 //! replayed images lie beside it in append-only segments that are synced before it is renamed into
 //! place; the rename is the atomic act. A file's name carries the hash of its content, so that a
 //! damaged one is known and the one before it is used. A file of an older format is migrated as it is
@@ -9,6 +9,7 @@
 //! Files are written by one thread ([`Writer`]) from a copy, while learning goes on.
 
 mod file;
+mod known;
 mod manifest;
 mod migrate;
 mod places;
@@ -28,9 +29,9 @@ use crate::replay::Entry;
 use crate::setting::{Invalid, within};
 use crate::source::offsets::NextOffsets;
 use anyhow::{Context, Result};
+use known::Known;
 use segments::Segments;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -100,7 +101,7 @@ pub struct Unwritten {
     pub arrays: NamedArrays,
     /// The replayed images that `manifest` names and that no segment holds yet.
     pub segment: Option<NewSegment>,
-    /// The checkpoint that was committed last, if one is known to have been: it is kept, and all since.
+    /// The checkpoint that was committed last, if one is known to have been: it is kept, and those since.
     pub committed: Option<String>,
 }
 
@@ -142,8 +143,7 @@ pub struct Checkpoints {
     dir: PathBuf,
     keep: usize,
     segments: Segments,
-    /// The segments that each checkpoint names; `None` for a damaged one, which may name any.
-    named: BTreeMap<PathBuf, Option<BTreeSet<u64>>>,
+    known: Known,
 }
 
 impl Checkpoints {
@@ -155,8 +155,8 @@ impl Checkpoints {
         let segments = Segments::open(&config.dir)?;
         file::discard_half_written(&config.dir)?;
         let places = Places::new(segments.len_bytes().clone());
-        let (dir, keep, named) = (config.dir.clone(), config.keep, BTreeMap::new());
-        Ok((Self { dir, keep, segments, named }, places))
+        let (dir, keep, known) = (config.dir.clone(), config.keep, Known::default());
+        Ok((Self { dir, keep, segments, known }, places))
     }
 
     /// The newest checkpoint that is whole; damaged ones are passed over and logged.
@@ -168,21 +168,19 @@ impl Checkpoints {
         let mut newest = None;
         let paths = list(&self.dir)?;
         for path in &paths {
-            let named = match self.load(path) {
+            match self.load(path) {
                 Ok(restored) => {
-                    let named = segments::named_by(&restored.checkpoint.manifest);
+                    self.known.insert(path.clone(), Some(&restored.checkpoint.manifest));
                     newest.get_or_insert(restored);
-                    Some(named)
                 }
                 Err(error) if matches!(error.downcast_ref(), Some(Damage::Newer(_))) => {
                     return Err(error).with_context(|| format!("reading {}", path.display()));
                 }
                 Err(error) => {
                     warn_of_damage(path, &error);
-                    None
+                    self.known.insert(path.clone(), None);
                 }
-            };
-            self.named.insert(path.clone(), named);
+            }
         }
         match (&newest, paths.first()) {
             (None, Some(_)) => {
@@ -231,12 +229,12 @@ impl Checkpoints {
 
     fn remove(&mut self, path: &Path) -> Result<()> {
         fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
-        self.named.remove(path);
+        self.known.remove(path);
         Ok(())
     }
 
     /// Writes a checkpoint, its new segment first, and removes all but the newest few and those since the one
-    /// that was committed last.
+    /// that was committed last; of the latter, those that go on where the next one does.
     ///
     /// # Errors
     /// Whatever the file system reports; the checkpoints before stay as they were.
@@ -247,18 +245,13 @@ impl Checkpoints {
             self.segments.write(segment)?;
         }
         let (id, path) = file::write(&self.dir, manifest, arrays)?;
-        self.named.insert(path, Some(segments::named_by(manifest)));
+        self.known.insert(path, Some(manifest));
         let paths = list(&self.dir)?;
-        let is_committed =
-            |path: &PathBuf| path.file_stem().is_some_and(|id| committed.as_deref() == id.to_str());
-        if let Some(committed) = paths.iter().position(is_committed) {
-            for old in paths.into_iter().skip(self.keep.max(committed + 1)) {
-                self.remove(&old)?;
-            }
+        for old in self.known.superfluous(&paths, self.keep, committed.as_deref()) {
+            self.remove(old)?;
         }
-        let named: Option<Vec<_>> = self.named.values().cloned().collect();
-        let removed_segments = match named {
-            Some(named) => self.segments.keep_only(&named.into_iter().flatten().collect())?,
+        let removed_segments = match self.known.segments() {
+            Some(named) => self.segments.keep_only(&named)?,
             None => vec![],
         };
         Ok(Written { id, removed_segments, took: began.elapsed() })
@@ -293,6 +286,7 @@ mod tests {
     use crate::source::Origin;
     use crate::source::offsets::Partition;
     use bytes::Bytes;
+    use std::collections::BTreeSet;
     use std::sync::Arc;
 
     fn entry(offset: i64, len: usize) -> Entry {
@@ -508,6 +502,32 @@ mod tests {
         assert_eq!(steps(dir.path()), [5, 4, 3, 2]);
         assert_eq!(step(checkpoints.go_back(&ends(30)).unwrap()), 3);
         assert_eq!(steps(dir.path()), [3, 2]);
+    }
+
+    /// As without partitions, or while no broker answers: checkpoints are due, and none is committed.
+    #[test]
+    fn of_those_that_go_on_at_the_same_offsets_the_newest_stays_until_one_is_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut checkpoints, _) = open(dir.path());
+        let partition = Partition { topic: "images".into(), partition: 0 };
+        let at = |sequence, next| {
+            let (partition, done_ahead) = (partition.clone(), BTreeSet::new());
+            let offsets = vec![PartitionOffset { partition, next, done_ahead }];
+            Manifest { sequence, offsets, ..manifest(3, &[], 0) }
+        };
+        let sequences = || -> Vec<u64> {
+            let paths = list(dir.path()).unwrap();
+            paths.iter().map(|path| file::read(path).unwrap().manifest.sequence).collect()
+        };
+        let mut write = |sequence, next, committed: Option<&str>| {
+            checkpoints.write(&unwritten(at(sequence, next), committed)).unwrap().id
+        };
+        let ids: Vec<String> = (0..12).map(|n| write(n, n as i64 / 4, None)).collect();
+        assert_eq!(sequences(), [11, 10, 7, 3], "the newest two, and one for each end");
+        let last = write(12, 2, Some(&ids[7]));
+        assert_eq!(sequences(), [12, 11, 7], "those since the one that was committed");
+        (13..20).for_each(|n| drop(write(n, 2, Some(&last))));
+        assert_eq!(sequences(), [19, 18, 12], "the committed one, though newer ones end there");
     }
 
     #[test]

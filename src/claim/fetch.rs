@@ -94,18 +94,20 @@ impl Fetcher {
         };
         let failed = |error| told(uri, error);
         let object = store.get_opts(&path, GetOptions::default()).await.map_err(failed)?;
-        let max_bytes = self.max_bytes;
-        let whole = if object.meta.size > max_bytes as u64 {
+        let (len, max_bytes) = (object.meta.size, self.max_bytes);
+        let whole = if len > max_bytes as u64 {
             None
         } else {
+            let len = len as usize;
             match object.payload {
                 GetResultPayload::File(file, _) => {
-                    let read = tokio::task::spawn_blocking(move || read(file, max_bytes)).await;
+                    let read = move || read(file, len, max_bytes);
+                    let read = tokio::task::spawn_blocking(read).await;
                     let read = read.map_err(|error| Unfetched::unreachable(uri, error))?;
                     read.map_err(|error| Unfetched::unreachable(uri, error))?
                 }
                 GetResultPayload::Stream(chunks) => {
-                    collect(chunks, max_bytes).await.map_err(failed)?
+                    collect(chunks, len, max_bytes).await.map_err(failed)?
                 }
             }
         };
@@ -128,19 +130,21 @@ fn told(uri: &str, error: object_store::Error) -> Unfetched {
     }
 }
 
-/// All of `file`; `None` once it has more than `max_bytes`, of which no more are read than one.
-fn read(file: File, max_bytes: usize) -> io::Result<Option<Bytes>> {
-    let mut bytes = vec![];
+/// All of `file`, which had `len` bytes when it was opened; `None` once it has more than `max_bytes`, of which no more
+/// are read than one.
+fn read(file: File, len: usize, max_bytes: usize) -> io::Result<Option<Bytes>> {
+    let mut bytes = Vec::with_capacity(len);
     file.take(max_bytes as u64 + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() <= max_bytes).then(|| bytes.into()))
+    Ok((bytes.len() <= max_bytes).then(|| without_spare_room(bytes)))
 }
 
-/// All of `chunks`; `None` as soon as they have more than `max_bytes`.
+/// All of `chunks`, which have `len` bytes by what the store says; `None` as soon as they have more than `max_bytes`.
 async fn collect(
     mut chunks: impl Stream<Item = object_store::Result<Bytes>> + Unpin,
+    len: usize,
     max_bytes: usize,
 ) -> object_store::Result<Option<Bytes>> {
-    let mut bytes = vec![];
+    let mut bytes = Vec::with_capacity(len);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
         if chunk.len() > max_bytes - bytes.len() {
@@ -148,7 +152,12 @@ async fn collect(
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(Some(bytes.into()))
+    Ok(Some(without_spare_room(bytes)))
+}
+
+/// Whoever holds an image counts it by its length: queues, and the replay buffer.
+fn without_spare_room(bytes: Vec<u8>) -> Bytes {
+    bytes.into_boxed_slice().into()
 }
 
 #[cfg(test)]

@@ -73,6 +73,7 @@ impl Arrivals {
     /// # Errors
     /// A dead letter that can never be sent.
     pub(super) fn poll(&mut self, want: usize) -> Result<()> {
+        self.refuse.letters.iter().try_for_each(DeadLetters::check)?;
         self.retry_held()?;
         while self.wants_more(want) {
             match self.outcomes.try_recv() {

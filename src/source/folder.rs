@@ -104,7 +104,9 @@ impl Source for Folder {
             if !self.stream(&mut link, &start)? {
                 continue;
             }
-            info!(images = self.high(), "the folder has been streamed");
+            if !link.stop.is_cancelled() {
+                info!(images = self.high(), "the folder has been streamed");
+            }
             loop {
                 let Some(told) = link.told.blocking_recv() else { return Ok(()) };
                 if has_gone_back(&link.learner, told) {
@@ -148,8 +150,7 @@ impl Folder {
         }
     }
 
-    /// Streams from `start` to the end. False if the learner has gone back meanwhile, or nobody takes
-    /// records any more.
+    /// Streams from `start` to the end, of the folder or of the run. False if the learner has gone back meanwhile.
     fn stream(&self, link: &mut Link, start: &Start) -> Result<bool> {
         let n_images = self.collection.len() as i64;
         let mut order = vec![];
@@ -166,12 +167,82 @@ impl Folder {
                 }
                 match link.records.offer(record, WAIT) {
                     Offer::Taken => break,
-                    Offer::Closed => return Ok(true),
+                    Offer::Closed => {
+                        // The learner has ended, or a decoder has died: then the learner would wait for ever.
+                        link.stop.cancel();
+                        return Ok(true);
+                    }
                     Offer::Full(_) if link.stop.is_cancelled() => return Ok(true),
                     Offer::Full(same) => record = same,
                 }
             }
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::offsets::Place;
+    use crate::source::{Commit, Control, Downstream};
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
+
+    /// Longer than any wait of these tests takes.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A next stage that has ended.
+    struct Ended;
+
+    impl Downstream for Ended {
+        fn offer(&mut self, _: Record, _: Duration) -> Offer {
+            Offer::Closed
+        }
+    }
+
+    /// As where a decoder has died, and the learner waits for what will never come.
+    #[test]
+    fn where_nobody_takes_records_any_more_the_run_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.png"), "bytes").unwrap();
+        let path = dir.path().to_owned();
+        let folder = Folder::open(Config { path, ..Config::default() }).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()
+            .unwrap();
+        let (learner, mut controls) = LearnerLink::new();
+        let (tell, told) = mpsc::channel(1);
+        let (stop, handle) = (CancellationToken::new(), runtime.handle().clone());
+        let link = Link {
+            records: Box::new(Ended),
+            learner,
+            told,
+            stop: stop.clone(),
+            runtime: handle.clone(),
+        };
+        let learner = std::thread::spawn(move || {
+            let Some(Control::Assign { candidates, reply, .. }) = controls.blocking_recv() else {
+                panic!("it is to be asked where the folder begins");
+            };
+            let partition = candidates[0].partition.clone();
+            let start = Start { partition, generation: 1, place: Place::default(), before: vec![] };
+            let commit = Commit {
+                offsets: Default::default(),
+                learner_id: "us".into(),
+                checkpoint_id: "1".into(),
+                sequence: 0,
+            };
+            reply.send(Assigned { starts: vec![start], commit }).unwrap();
+            // The source waits for as long as it may be told something.
+            let stopped = async { tokio::time::timeout(PATIENCE, stop.cancelled()).await.is_ok() };
+            let is_stopped = handle.block_on(stopped);
+            drop(tell);
+            is_stopped
+        });
+        Box::new(folder).run(link).unwrap();
+        assert!(learner.join().unwrap(), "the learner was to be told to end");
     }
 }

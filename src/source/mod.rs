@@ -4,7 +4,8 @@
 //! asks the learner where to begin before it reads a partition, commits what it is told before it does, tells it
 //! before it gives one up, and tells the broker what is done only when a checkpoint has been written. It says
 //! what has been committed. When the learner has gone back to an older checkpoint, it asks anew where each
-//! partition begins. It stops soon after `stop` is cancelled, but goes on committing until the learner has ended.
+//! partition begins. It stops soon after `stop` is cancelled, but goes on committing until the learner has ended. Where
+//! the next stage has ended, it cancels `stop` itself.
 //!
 //! To add a source:
 //! 1. write `src/source/NAME.rs` with its `Config` and an impl of [`Source`];

@@ -116,6 +116,23 @@ impl OffsetTracker {
         self.assigned.insert(partition, progress);
     }
 
+    /// Passes what retention has taken of a partition that is about to begin again where our own work on it ends; what
+    /// is done beyond stays done. Returns how many offsets were passed that were not done.
+    pub fn pass_taken(&mut self, candidate: &Candidate, learner_id: &str) -> u64 {
+        let Some(ours) = self.next(&candidate.partition) else { return 0 };
+        let Place { offset, lost, .. } = start(candidate, Some(ours), learner_id);
+        // Otherwise it does not begin at our work's end, or nothing after that has been taken.
+        if lost == 0 || offset - ours != lost as i64 {
+            return 0;
+        }
+        self.revoke(&candidate.partition);
+        let Some(left) = self.released.get_mut(&candidate.partition) else { return 0 };
+        let beyond = left.done_ahead.split_off(&offset);
+        let n_done = std::mem::replace(&mut left.done_ahead, beyond).len() as u64;
+        left.next = offset;
+        lost - n_done
+    }
+
     /// Gives `partition` up: what is in flight of it is forgotten.
     pub fn revoke(&mut self, partition: &Partition) {
         if let Some(progress) = self.assigned.remove(partition) {
@@ -256,6 +273,41 @@ mod tests {
         let mut elsewhere = OffsetTracker::restore(left);
         elsewhere.assign(partition(), 1, 3);
         assert!(elsewhere.delivered(&origin(4), 1));
+    }
+
+    /// Where one record is outstanding while all after it are done, and retention takes some of those.
+    #[test]
+    fn what_retention_passes_was_lost_where_it_was_not_done_and_what_is_done_beyond_stays_done() {
+        let left = Left { next: 100, done_ahead: (101..=1000).collect() };
+        let restored = || OffsetTracker::restore([(partition(), left.clone())].into());
+        let candidate = |committed, low| Candidate {
+            partition: partition(),
+            committed,
+            low,
+            high: 2000,
+            default: 0,
+        };
+        let by = |learner_id: &str, offset| {
+            let tenure = Tenure { learner_id: learner_id.to_owned(), before: vec![] };
+            Some(Committed { offset, tenure: Some(tenure) })
+        };
+        for committed in [None, by("us", 90)] {
+            let mut tracker = restored();
+            assert_eq!(tracker.pass_taken(&candidate(committed.clone(), 90), "us"), 0, "all there");
+            assert_eq!(tracker.left()[&partition()], left);
+            assert_eq!(tracker.pass_taken(&candidate(committed, 500), "us"), 1, "100 alone");
+            tracker.assign(partition(), 1, 500);
+            assert!(!tracker.delivered(&origin(500), 1), "it is done");
+            assert_eq!(tracker.next(&partition()), Some(501));
+            assert!(!tracker.delivered(&origin(1000), 1), "it is done");
+            assert!(tracker.delivered(&origin(1001), 1));
+        }
+        // Another learner has gone on, and what retention took was its to do.
+        let mut tracker = restored();
+        assert_eq!(tracker.pass_taken(&candidate(by("them", 300), 500), "us"), 0);
+        assert_eq!(tracker.left()[&partition()], left);
+        tracker.assign(partition(), 1, 500);
+        assert!(tracker.delivered(&origin(500), 1));
     }
 
     #[test]

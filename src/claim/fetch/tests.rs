@@ -232,8 +232,8 @@ async fn a_stream_is_given_up_at_the_chunk_that_is_too_much() {
             Ok(Bytes::from_static(&[0; 10]))
         })
     };
-    assert_eq!(collect(chunks(3), 30).await.unwrap().unwrap().len(), 30);
-    assert_eq!(collect(chunks(1_000_000), 30).await.unwrap(), None);
+    assert_eq!(collect(chunks(3), 0, 30).await.unwrap().unwrap().len(), 30);
+    assert_eq!(collect(chunks(1_000_000), 0, 30).await.unwrap(), None);
     assert_eq!(taken.load(Ordering::Relaxed), 4);
 }
 
@@ -246,6 +246,21 @@ fn a_file_that_grew_is_read_no_further_than_the_limit() {
         io::Seek::rewind(&mut file).unwrap();
         file
     };
-    assert_eq!(read(again(), 40).unwrap().unwrap().len(), 40);
-    assert_eq!(read(again(), 39).unwrap(), None);
+    assert_eq!(read(again(), 10, 40).unwrap().unwrap().len(), 40);
+    assert_eq!(read(again(), 10, 39).unwrap(), None);
+}
+
+/// Bytes are counted by their length wherever they are held.
+#[tokio::test]
+async fn what_was_fetched_takes_no_more_room_than_its_bytes() {
+    let room = |bytes: Bytes| Vec::from(bytes).capacity();
+    for len in [0, 10, 30] {
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, &[0; 30]).unwrap();
+        io::Seek::rewind(&mut file).unwrap();
+        assert_eq!(room(read(file, len, 100).unwrap().unwrap()), 30, "a file, said to have {len}");
+        let chunks = tokio_stream::iter((0..3).map(|_| Ok(Bytes::from_static(&[0; 10]))));
+        let bytes = collect(chunks, len, 100).await.unwrap().unwrap();
+        assert_eq!(room(bytes), 30, "an answer, said to have {len}");
+    }
 }

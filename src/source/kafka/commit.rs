@@ -57,27 +57,30 @@ pub(super) fn commit_later(consumer: &BaseConsumer<Context>, mut commit: Commit)
         debug!(checkpoint, "not committed: a later one has been, or nothing is ours any more");
         return;
     }
-    match send(consumer, &commit, |p| holding.before(p), CommitMode::Async) {
+    let listed = list(&commit, |p| holding.before(p));
+    match listed.and_then(|list| send(consumer, &list, CommitMode::Async)) {
         Ok(()) => consumer.context().under_way.sent(commit),
         Err(error) => warn!(%error, checkpoint, "commit failed; the next one follows"),
     }
 }
 
-/// Commits, and waits for the broker's word. `before` says who had a partition before us.
+/// Commits, and waits for the broker's word. `before` says who had a partition before us; it says nothing of those
+/// that we have not begun, and they are left as they are.
 ///
 /// # Errors
 /// What the broker says, or that it says nothing.
 pub(super) fn commit_now(
     consumer: &BaseConsumer<Context>,
     commit: &Commit,
-    before: impl Fn(&Partition) -> Vec<Ended>,
+    before: impl Fn(&Partition) -> Option<Vec<Ended>>,
 ) -> KafkaResult<()> {
-    if commit.offsets.is_empty() {
+    let list = list(commit, before)?;
+    if list.count() == 0 {
         return Ok(());
     }
     let context = consumer.context();
     context.holding.is_newest(commit.sequence);
-    let sent = send(consumer, commit, before, CommitMode::Sync);
+    let sent = send(consumer, &list, CommitMode::Sync);
     match &sent {
         // A learner that has ended keeps no more checkpoints.
         Ok(()) => drop(context.learner.committed(commit.checkpoint_id.clone())),
@@ -91,27 +94,58 @@ pub(super) fn count_failure() {
     counter!("selfstream_commit_failures_total").increment(1);
 }
 
+/// What is sent of a commit: the partitions that have been begun, with who had them before. Of one that has not been,
+/// the broker alone knows that.
+fn list(
+    commit: &Commit,
+    before: impl Fn(&Partition) -> Option<Vec<Ended>>,
+) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for (partition, next) in &commit.offsets {
+        let Some(before) = before(partition) else { continue };
+        list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*next))?;
+        if let Some(mut element) = list.find_partition(&partition.topic, partition.partition) {
+            element.set_metadata(metadata::text(commit, &before));
+        }
+    }
+    Ok(list)
+}
+
 /// One request for all partitions: either all of a checkpoint is committed, or nothing.
 fn send(
     consumer: &BaseConsumer<Context>,
-    commit: &Commit,
-    before: impl Fn(&Partition) -> Vec<Ended>,
+    list: &TopicPartitionList,
     mode: CommitMode,
 ) -> KafkaResult<()> {
-    let mut list = TopicPartitionList::new();
-    for (partition, next) in &commit.offsets {
-        list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*next))?;
-        if let Some(mut element) = list.find_partition(&partition.topic, partition.partition) {
-            element.set_metadata(metadata::text(commit, &before(partition)));
-        }
-    }
     fault::die_at("commit");
-    consumer.commit(&list, mode)
+    consumer.commit(list, mode)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::kafka::holding::{Held, Holding};
+
+    /// Where others' work on it ended is known from then on alone: committed before, it would be forgotten.
+    #[test]
+    fn nothing_is_committed_of_a_partition_that_has_not_been_begun() {
+        let partition = |partition| Partition { topic: "images".into(), partition };
+        let before = vec![Ended { learner_id: "them".into(), at: 7 }];
+        let holding = Holding::default();
+        holding.take_up(partition(0), Held { generation: 1, before: before.clone() });
+        holding.owe(vec![partition(1)]);
+        let commit = Commit {
+            offsets: [(partition(0), 10), (partition(1), 100)].into(),
+            learner_id: "us".into(),
+            checkpoint_id: "c".into(),
+            sequence: 3,
+        };
+        let list = list(&commit, |partition| holding.before(partition)).unwrap();
+        assert_eq!(list.count(), 1);
+        let element = list.find_partition("images", 0).unwrap();
+        assert_eq!(element.offset(), Offset::Offset(10));
+        assert_eq!(element.metadata(), metadata::text(&commit, &before));
+    }
 
     #[test]
     fn the_last_commit_that_is_whole_at_the_broker_is_acknowledged_once() {

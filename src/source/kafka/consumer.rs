@@ -2,7 +2,7 @@
 
 use super::client::{Fatal, client_config, is_held_by_another};
 use super::commit::{UnderWay, commit_later};
-use super::context::{Context, RateLimit};
+use super::context::{Context, RateLimit, wait_or_stop};
 use super::holding::Holding;
 use super::leave::leave;
 use super::pace::Pace;
@@ -14,6 +14,7 @@ use bytes::Bytes;
 use rdkafka::consumer::{BaseConsumer, Consumer, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::TopicPartitionList;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,13 +40,7 @@ pub(super) fn run(
         match read(config, max_value_bytes, lag, &mut link) {
             Err(error) if is_held_by_another(&error) && !link.stop.is_cancelled() => {
                 warn!("an earlier session still holds kafka.instance_id: waiting for it to end");
-                let stop = link.stop.clone();
-                link.runtime.block_on(async {
-                    tokio::select! {
-                        () = stop.cancelled() => {}
-                        () = tokio::time::sleep(HELD) => {}
-                    }
-                });
+                wait_or_stop(&link.runtime, &link.stop, HELD);
             }
             ended => return ended,
         }
@@ -57,6 +52,7 @@ fn read(config: &Config, max_value_bytes: usize, lag: &Lag, link: &mut Link) -> 
     let context = Context {
         learner: learner.clone(),
         stop: stop.clone(),
+        runtime: runtime.clone(),
         start_at: config.start,
         lag: lag.clone(),
         lag_alarm_records: config.lag_alarm_records,
@@ -108,7 +104,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Sends the newest checkpoint's offsets, if one has been written; goes back where the learner has.
+    /// Sends the newest checkpoint's offsets, if one has been written; goes back where the learner has, or begins what
+    /// could not be begun before.
     fn hear(&self, told: &mut mpsc::Receiver<Told>) -> Result<()> {
         let (mut newest, mut went_back) = (None, false);
         while let Ok(told) = told.try_recv() {
@@ -118,8 +115,10 @@ impl Reader<'_> {
                 Told::WentBack => (newest, went_back) = (None, true),
             }
         }
-        if went_back || self.consumer.context().holding.owes_placing() {
-            self.begin_again()?;
+        if went_back {
+            self.begin_again(&self.consumer.assignment().context("assignment")?)?;
+        } else if self.consumer.context().holding.is_time_to_begin() {
+            self.begin_owed()?;
         }
         if let Some(commit) = newest {
             commit_later(self.consumer, commit);
@@ -231,23 +230,34 @@ impl Reader<'_> {
     fn realign(&self) -> Result<()> {
         let assigned = self.consumer.assignment().context("assignment")?;
         self.consumer.context().release(self.consumer, &assigned);
-        self.begin_again()
+        self.begin_again(&assigned)
     }
 
-    /// Reads each partition on from where the learner says.
-    fn begin_again(&self) -> Result<()> {
+    /// Begins what could not be begun before, as far as it can be by now.
+    fn begin_owed(&self) -> Result<()> {
         let assigned = self.consumer.assignment().context("assignment")?;
-        let is_placed = self.consumer.context().place(self.consumer, &assigned);
-        if !is_placed || assigned.count() == 0 {
+        let owed = self.consumer.context().owed(self.consumer, &assigned);
+        match self.consumer.rebalance_protocol() {
+            _ if owed.count() == 0 => Ok(()),
+            RebalanceProtocol::Cooperative => self.begin_again(&owed),
+            // An assignment is made as a whole there.
+            _ => self.begin_again(&assigned),
+        }
+    }
+
+    /// Reads each partition of `list` on from where the learner says.
+    fn begin_again(&self, list: &TopicPartitionList) -> Result<()> {
+        let is_placed = self.consumer.context().place(self.consumer, list);
+        if !is_placed || list.count() == 0 {
             return Ok(());
         }
         // Not by seeking, which needs a partition that is being read: one whose place is gone is not.
         match self.consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => {
-                self.consumer.incremental_unassign(&assigned).context("letting go")?;
-                self.consumer.incremental_assign(&assigned).context("beginning again")
+                self.consumer.incremental_unassign(list).context("letting go")?;
+                self.consumer.incremental_assign(list).context("beginning again")
             }
-            _ => self.consumer.assign(&assigned).context("beginning again"),
+            _ => self.consumer.assign(list).context("beginning again"),
         }
     }
 

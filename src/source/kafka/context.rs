@@ -14,6 +14,7 @@ use rdkafka::statistics::Statistics;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -24,6 +25,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Context {
     pub(super) learner: LearnerLink,
     pub(super) stop: CancellationToken,
+    pub(super) runtime: Handle,
     pub(super) start_at: StartAt,
     pub(super) lag: Lag,
     pub(super) lag_alarm_records: u64,
@@ -98,6 +100,16 @@ impl ClientContext for Context {
             warn!(lag_records = total, "the topic is faster than the learner");
         }
     }
+}
+
+/// Waits for `time`, or until the run is to end.
+pub(super) fn wait_or_stop(runtime: &Handle, stop: &CancellationToken, time: Duration) {
+    runtime.block_on(async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(time) => {}
+        }
+    });
 }
 
 /// Lets one line of each kind through in a while.

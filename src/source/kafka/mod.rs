@@ -5,6 +5,7 @@ mod client;
 mod commit;
 mod consumer;
 mod context;
+mod extent;
 pub mod headers;
 mod holding;
 mod leave;

@@ -54,6 +54,11 @@ impl Pace {
     /// Looks at the lag, if it is time to.
     pub(super) fn observe(&mut self, lag_records: u64, now: Instant) {
         let Some(target) = self.target_records else { return };
+        let is_low = (lag_records as f64) < target as f64 / 2.0;
+        if is_low {
+            // At once: of what is left of a burst nothing may be taken by which its end could be measured.
+            self.one_in = 1.0;
+        }
         let is_early = |last: &Reading| now.duration_since(last.at) < EVERY;
         // A learner that takes nothing is busy or stopped, not slow.
         if self.last.as_ref().is_some_and(is_early) || self.n_taken == 0 {
@@ -76,7 +81,7 @@ impl Pace {
         self.last = Some(Reading { at: now, lag_records, arriving, taken });
         let (lag, target) = (lag_records as f64, target as f64);
         let wanted = (arriving + (lag - target) / SETTLE.as_secs_f64()) / taken;
-        self.one_in = if lag < target / 2.0 { 1.0 } else { wanted.clamp(1.0, MOST_RECORDS) };
+        self.one_in = if is_low { 1.0 } else { wanted.clamp(1.0, MOST_RECORDS) };
     }
 
     /// Whether the next record is taken.
@@ -145,6 +150,17 @@ mod tests {
         // When the topic slows down, all are taken again.
         simulate(&mut pace, |_| 10, |_| 100, 300);
         assert!(!skips(&mut pace, |_| 10));
+    }
+
+    /// However few records come then: one in thousands may be none of them for minutes.
+    #[test]
+    fn after_a_burst_nothing_is_skipped() {
+        let mut pace = Pace::new(Some(5000));
+        simulate(&mut pace, |_| 30_000, |_| 10, 60);
+        assert!(pace.one_in > 1000.0, "{}", pace.one_in);
+        // What was left of the burst has been read; a few records come in the second after.
+        let seen = simulate(&mut pace, |_| 5, |_| 100, 60);
+        assert!(seen[1..].iter().all(|(_, has_skipped)| !has_skipped), "{seen:?}");
     }
 
     #[test]

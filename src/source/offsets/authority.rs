@@ -5,7 +5,8 @@
 //! group it goes on from that checkpoint. But another learner that took its partition over began at the commit:
 //! what the checkpoint holds beyond is done by both. So the commit of a takeover says where the work of the one
 //! before it ended ([`Ended`]), before anything of the partition is read; and a learner that finds its own
-//! state beyond its end gives way: it becomes that of the checkpoint which was committed last.
+//! state beyond its end gives way: it becomes that of the checkpoint which was committed last. One that goes back for
+//! its health, to before it took a partition over, knows by the last of these ends where its own work on it begins.
 //!
 //! For this to be exact, (1) whatever changes which partitions a learner has is a checkpoint that is committed
 //! whole, all partitions in one request, before it reads on; (2) the checkpoint that was committed last
@@ -53,6 +54,11 @@ impl Committed {
         }
         let ended = tenure.before.iter().find(|ended| ended.learner_id == learner_id);
         ended.map(|ended| ended.at)
+    }
+
+    /// Where the work of who has it began, if it took the partition over from another.
+    pub fn taken_over_at(&self) -> Option<i64> {
+        self.tenure.as_ref()?.before.first().map(|last| last.at)
     }
 
     /// Who had the partition before `learner_id`, which has it now.
@@ -109,11 +115,14 @@ pub struct Place {
 
 /// Where to start reading `candidate`: at `ours`, which a checkpoint holds, unless another learner
 /// has committed since; and inside what the broker still has.
+///
+/// A checkpoint from before we took it over, to which we have gone back, has nothing of our work on it, and what lies
+/// before that is another's: then it starts where we took it over.
 pub fn start(candidate: &Candidate, ours: Option<i64>, learner_id: &str) -> Place {
     let wanted = match (&candidate.committed, ours) {
         (Some(committed), _) if is_of_another(committed, learner_id) => committed.offset,
-        (_, Some(ours)) => ours,
-        (Some(committed), None) => committed.offset,
+        (Some(committed), ours) => ours.max(committed.taken_over_at()).unwrap_or(committed.offset),
+        (None, Some(ours)) => ours,
         (None, None) => candidate.default,
     };
     if wanted > candidate.high {
@@ -183,6 +192,10 @@ mod tests {
         let theirs = Some(by("them", 40, &[("us", 30)]));
         assert_eq!(start(theirs, Some(30)), at(40), "another learner since");
         assert_eq!(start(ours(20), None), at(20), "our checkpoint is gone");
+        let taken_over = |offset| Some(by("us", offset, &[("them", 40), ("it", 15)]));
+        assert_eq!(start(taken_over(60), Some(50)), at(50), "a checkpoint since we took it over");
+        assert_eq!(start(taken_over(60), Some(30)), at(40), "one from before, which knew it");
+        assert_eq!(start(taken_over(60), None), at(40), "one from before, which did not");
         assert_eq!(start(None, Some(4)), Place { lost: 6, ..at(10) }, "retention passed us");
         assert_eq!(
             start(None, Some(400)),

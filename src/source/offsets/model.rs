@@ -1,13 +1,16 @@
 //! The tracker beside a naive model: sets of offsets, and nothing that is kept up to date.
 //!
 //! Two partitions of records with gaps are read, given up, begun again, begun elsewhere because another learner
-//! went on, compacted at the broker; checkpoints are taken and gone back to; records are done in any order.
+//! went on, compacted at the broker, taken by retention; checkpoints are taken and gone back to; records are done
+//! in any order.
 
-use super::{Left, OffsetTracker, Partition};
-use crate::source::Origin;
+mod line;
+
+use super::{Candidate, Left, OffsetTracker, Partition};
+use line::Line;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// One thing that happens; those with a side happen to one of the two partitions.
 #[derive(Clone, Debug)]
@@ -28,6 +31,8 @@ enum Event {
     AssignElsewhere(Side, Index, i64),
     /// The broker removes a record that has not been delivered since the partition began.
     Compact(Side, Index),
+    /// It removes all before a record, and the partition begins again where it was left, inside what is there.
+    Retain(Side, Index),
     /// What is known is put into a checkpoint.
     Checkpoint,
     /// The process dies and begins with the last checkpoint.
@@ -47,73 +52,10 @@ fn event() -> impl Strategy<Value = Event> {
         2 => side().prop_map(Event::Assign),
         1 => (side(), index(), 0i64..3).prop_map(|(s, of, by)| Event::AssignElsewhere(s, of, by)),
         1 => (side(), index()).prop_map(|(side, of)| Event::Compact(side, of)),
+        1 => (side(), index()).prop_map(|(side, of)| Event::Retain(side, of)),
         1 => Just(Event::Checkpoint),
         1 => Just(Event::Restart),
     ]
-}
-
-/// What is true of one partition.
-#[derive(Clone, Debug)]
-struct Line {
-    partition: Partition,
-    /// Offsets of the records that the broker has.
-    log: Vec<i64>,
-    /// Where reading began last.
-    begin: i64,
-    /// How many records of the log lie before the next one to be delivered.
-    n_read: usize,
-    /// The assignment; `None` while we don't have the partition.
-    generation: Option<u64>,
-    /// All that was ever done, as far as it is known.
-    done: BTreeSet<i64>,
-}
-
-impl Line {
-    fn new(number: i32, gaps: &[i64]) -> Self {
-        let step = |at: &mut i64, gap: &i64| {
-            *at += gap;
-            Some(*at)
-        };
-        Self {
-            partition: Partition { topic: "images".into(), partition: number },
-            log: gaps.iter().scan(9, step).collect(),
-            begin: 10,
-            n_read: 0,
-            generation: None,
-            done: BTreeSet::new(),
-        }
-    }
-
-    fn origin(&self, offset: i64) -> Origin {
-        let Partition { topic, partition } = self.partition.clone();
-        Origin { topic, partition, offset }
-    }
-
-    /// What has been delivered since reading began.
-    fn delivered(&self) -> &[i64] {
-        &self.log[self.log.partition_point(|offset| *offset < self.begin)..self.n_read]
-    }
-
-    /// One past the last record of the done prefix of what was delivered.
-    fn next(&self) -> i64 {
-        let prefix = self.delivered().iter().take_while(|offset| self.done.contains(*offset));
-        prefix.last().map_or(self.begin, |last| last + 1)
-    }
-
-    fn left(&self) -> Left {
-        let next = self.next();
-        Left { next, done_ahead: self.done.range(next..).copied().collect() }
-    }
-
-    fn in_flight(&self) -> usize {
-        self.delivered().iter().filter(|offset| !self.done.contains(*offset)).count()
-    }
-
-    fn begin_at(&mut self, offset: i64, generation: Option<u64>) {
-        self.begin = offset;
-        self.n_read = self.log.partition_point(|record| *record < offset);
-        self.generation = generation;
-    }
 }
 
 /// The tracker, the truth, and the last checkpoint of each.
@@ -190,6 +132,7 @@ impl World {
                     line.log.remove(line.n_read + of.index(n_ahead));
                 }
             }
+            Event::Retain(side, of) => self.retain(*side, of)?,
             Event::Checkpoint => self.saved = (self.tracker.left(), self.lines.clone()),
             Event::Restart => self.restart(),
         }
@@ -221,6 +164,19 @@ impl World {
         prop_assert!(self.tracker.is_current(&origin, generation));
         prop_assert_eq!(self.tracker.done(&origin, generation), is_pending, "{}", origin);
         line.done.insert(offset);
+        Ok(())
+    }
+
+    fn retain(&mut self, side: Side, of: &Index) -> Result<(), TestCaseError> {
+        let line = &mut self.lines[usize::from(side)];
+        let n_taken = of.index(line.log.len());
+        let (low, next) = (line.log[n_taken], line.next());
+        let lost = (next..low).filter(|offset| !line.done.contains(offset)).count();
+        line.log.drain(..n_taken);
+        let (partition, committed) = (line.partition.clone(), None);
+        let candidate = Candidate { partition, committed, low, high: i64::MAX, default: 0 };
+        prop_assert_eq!(self.tracker.pass_taken(&candidate, "us"), lost as u64);
+        self.assign(side, next.max(low));
         Ok(())
     }
 

@@ -43,7 +43,11 @@ fn with_manifest(manifest: &str) -> Vec<u8> {
     let numbers = [0; 8];
     let array = TensorView::new(Dtype::F32, vec![2], &numbers).expect("two numbers");
     let metadata = HashMap::from([("selfstream.checkpoint".to_owned(), manifest.to_owned())]);
-    safetensors::serialize([("w", array)], Some(metadata)).expect("any text can be metadata")
+    // Where the manifest of each format is looked for.
+    let bytes =
+        TensorView::new(Dtype::U8, vec![manifest.len()], manifest.as_bytes()).expect("its bytes");
+    let arrays = [("w", array), ("selfstream.checkpoint", bytes)];
+    safetensors::serialize(arrays, Some(metadata)).expect("any text can be metadata")
 }
 
 fn hold(Restored { checkpoint, entries, pending }: Restored) {

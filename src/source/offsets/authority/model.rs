@@ -1,16 +1,17 @@
-//! Learners of one group beside a broker, in memory: they die, come back, are cut off, and share partitions anew
-//! at any moment. Law: of all records each is in the surviving work of one learner, once.
+//! Learners of one group beside a broker, in memory: they die, come back, are cut off, go back for their health, and
+//! share partitions anew at any moment. Law: of all records each is in the surviving work of one learner, once.
+
+mod learner;
 
 use super::{Candidate, Committed, Elsewhere, Tenure, ends, start};
-use crate::source::offsets::{NextOffsets, Partition};
+use crate::source::offsets::Partition;
+use learner::{Checkpoint, Learner, State};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 const LEARNERS: usize = 3;
 const PARTITIONS: i32 = 3;
 const RECORDS: i64 = 60;
-/// Checkpoints that a learner keeps, beside those since the one that was committed last.
-const KEEP: usize = 1;
 
 /// One thing that happens to one of the learners, or to the group.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ enum Event {
     Commit(usize, bool),
     Kill(usize),
     Begin(usize),
+    /// It goes back for its health, by so many checkpoints.
+    Trouble(usize, usize),
     /// The group shares the partitions anew, as so many digits say. A learner whose bit is set cannot be
     /// reached: its partitions go to others without its doing, and it goes on learning what it has of them.
     /// Others die in the middle of it, by the second number's bits: when they have given up what they lose, or,
@@ -38,79 +41,10 @@ fn event() -> impl Strategy<Value = Event> {
         3 => (learner(), any::<bool>()).prop_map(|(l, heard)| Event::Commit(l, heard)),
         1 => learner().prop_map(Event::Kill),
         2 => learner().prop_map(Event::Begin),
+        1 => (learner(), 0usize..4).prop_map(|(l, n)| Event::Trouble(l, n)),
         2 => ([learner(), learner(), learner()], any::<u8>(), any::<[u8; 2]>())
             .prop_map(|(of, cut, dies)| Event::Share(of, cut & (cut >> 3), dies[0] & dies[1])),
     ]
-}
-
-#[derive(Clone, Debug, Default)]
-struct State {
-    next: NextOffsets,
-    /// What this learner has done, in order.
-    done: Vec<(Partition, i64)>,
-}
-
-#[derive(Clone, Debug)]
-struct Checkpoint {
-    state: State,
-    /// What is to be committed of it.
-    offsets: NextOffsets,
-    sequence: usize,
-}
-
-#[derive(Debug, Default)]
-struct Learner {
-    id: String,
-    disk: Vec<Checkpoint>,
-    /// The newest checkpoint that it knows to have been committed.
-    committed: Option<usize>,
-    written: usize,
-    is_alive: bool,
-    /// Whether the group counts it in: the broker takes commits of members alone.
-    is_member: bool,
-    state: State,
-    has: BTreeSet<Partition>,
-}
-
-impl Learner {
-    fn learn(&mut self, partition: &Partition, n: i64) {
-        if self.is_alive && self.has.contains(partition) {
-            let next = self.state.next.get_mut(partition).expect("what it has has a place");
-            for offset in *next..(*next + n).min(RECORDS) {
-                self.state.done.push((partition.clone(), offset));
-                *next = offset + 1;
-            }
-        }
-    }
-
-    fn die(&mut self) {
-        (self.is_alive, self.committed) = (false, None);
-        self.has.clear();
-    }
-
-    /// Writes a checkpoint of what it has, and of `also`, and removes old ones.
-    fn checkpoint(&mut self, also: &BTreeSet<Partition>) -> Checkpoint {
-        let is_ours = |(p, _): &(&Partition, &i64)| self.has.contains(p) || also.contains(p);
-        let offsets =
-            self.state.next.iter().filter(is_ours).map(|(p, n)| (p.clone(), *n)).collect();
-        let checkpoint = Checkpoint { state: self.state.clone(), offsets, sequence: self.written };
-        self.written += 1;
-        self.disk.push(checkpoint.clone());
-        let known = self.committed;
-        if let Some(at) = self.disk.iter().position(|c| Some(c.sequence) == known) {
-            let kept = KEEP.max(self.disk.len() - at);
-            self.disk.drain(..self.disk.len() - kept);
-        }
-        checkpoint
-    }
-
-    /// Becomes that of the newest checkpoint that is so; false if there is none.
-    fn go_back(&mut self, is_good: impl Fn(&State) -> bool) -> bool {
-        let Some(at) = self.disk.iter().rposition(|c| is_good(&c.state)) else { return false };
-        self.disk.truncate(at + 1);
-        self.state = self.disk[at].state.clone();
-        true
-    }
 }
 
 struct World {
@@ -125,8 +59,7 @@ fn partitions() -> Vec<Partition> {
 
 impl World {
     fn new() -> Self {
-        let learner = |n: usize| Learner { id: format!("learner-{n}"), ..Learner::default() };
-        Self { broker: BTreeMap::new(), learners: (0..LEARNERS).map(learner).collect() }
+        Self { broker: BTreeMap::new(), learners: (0..LEARNERS).map(Learner::new).collect() }
     }
 
     fn happen(&mut self, event: &Event) -> Result<(), TestCaseError> {
@@ -149,6 +82,7 @@ impl World {
             }
             Event::Kill(l) => self.learners[*l].die(),
             Event::Begin(l) => self.begin(*l),
+            Event::Trouble(l, n) => self.trouble(*l, *n)?,
             Event::Share(of, cut_off, dies) => self.share(of, *cut_off, *dies)?,
         }
         Ok(())
@@ -162,6 +96,21 @@ impl World {
             learner.state = State::default();
             learner.go_back(|_| true);
         }
+    }
+
+    /// What a learner does that goes back for its health: `Learner::go_back`, and `Reader::begin_again`. It does not go
+    /// back beyond the moment at which it gave a partition up, or took one from nobody: there it loses what it
+    /// has done since.
+    fn trouble(&mut self, l: usize, n: usize) -> Result<(), TestCaseError> {
+        let learner = &mut self.learners[l];
+        if !(learner.is_alive && learner.is_member) {
+            return Ok(());
+        }
+        let has = std::mem::take(&mut learner.has);
+        let taken_over = |partition: &Partition| self.broker.get(partition)?.taken_over_at();
+        let is_first = |partition: &&Partition| taken_over(partition).is_none();
+        learner.go_back_by(n, &has.iter().filter(is_first).cloned().collect());
+        self.assign(l, &has, false)
     }
 
     /// The broker hears a commit, if it is a member's.
@@ -204,6 +153,7 @@ impl World {
             if !lost.is_empty() {
                 learner.has.retain(|partition| kept.contains(partition));
                 let checkpoint = learner.checkpoint(&lost);
+                learner.note_others();
                 self.commit(*l, &checkpoint, true);
             }
             if dies & (1 << l) != 0 {
@@ -245,6 +195,9 @@ impl World {
             prop_assert!(learner.go_back(is_at), "{ends:?} in none of {:?}", learner.disk);
             // What it kept begins anew, too.
             candidates = share.iter().map(candidate).collect();
+        }
+        if !ends.is_empty() {
+            learner.note_others();
         }
         for candidate in candidates {
             let ours = learner.state.next.get(&candidate.partition).copied();
