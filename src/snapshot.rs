@@ -1,8 +1,10 @@
 //! Snapshots: immutable encoders named by their hash, and the registry readers take them from.
 
 mod file;
+mod folder;
 
-pub use file::{Encoded, list, path_of, read};
+pub use file::{Encoded, read};
+pub use folder::{discard_half_written, list, path_of};
 
 use crate::augment::Preprocess;
 use crate::setting::{Invalid, within};
@@ -26,7 +28,7 @@ pub struct Config {
     pub resident: usize,
     /// Folder in which published versions and the run's history are kept; unset, they are not.
     pub dir: Option<PathBuf>,
-    /// Versions that are kept there.
+    /// Versions that are kept there, beside the stable one and the few that may become it.
     pub keep: usize,
     /// Share of the weights' moving average that a step keeps, where the average is served; 0 serves
     /// the weights themselves.

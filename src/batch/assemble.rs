@@ -2,7 +2,7 @@
 
 use crate::augment::{self, Augmenter, Preprocess, ViewGroup};
 use crate::decode::fingerprint::fingerprint;
-use crate::decode::{self, Pixels};
+use crate::decode::{self, Pixels, Refusal};
 use crate::replay::Entry;
 use crate::source::Origin;
 use anyhow::{Context, Result};
@@ -49,6 +49,9 @@ pub struct Batch {
     pub views: Vec<f32>,
     /// The fingerprint of each image, where they are wanted.
     pub fingerprints: Vec<u64>,
+    /// Replayed images that no longer decode, and why. Their views are zeros: where there are any, nothing is to be
+    /// learned of this batch.
+    pub unreadable: Vec<(Origin, Refusal)>,
     /// When it was done.
     pub made_at: Instant,
 }
@@ -83,7 +86,7 @@ impl ViewSpec {
 /// The thread that makes batches, and its pool.
 pub struct Assembler {
     orders: mpsc::Sender<Order>,
-    batches: mpsc::Receiver<Result<Batch>>,
+    batches: mpsc::Receiver<Batch>,
     thread: JoinHandle<()>,
 }
 
@@ -122,9 +125,9 @@ impl Assembler {
     /// Waits for the outstanding batch.
     ///
     /// # Errors
-    /// A replayed image that no longer decodes; workers that have ended.
+    /// Workers that have ended.
     pub fn take(&mut self) -> Result<Batch> {
-        self.batches.blocking_recv().context("the view workers have ended")?
+        self.batches.blocking_recv().context("the view workers have ended")
     }
 
     /// Ends the workers.
@@ -138,10 +141,7 @@ impl Assembler {
 }
 
 /// Makes all views of an order, on the current rayon pool.
-///
-/// # Errors
-/// A replayed image that no longer decodes.
-pub fn assemble(spec: &ViewSpec, order: Order) -> Result<Batch> {
+pub fn assemble(spec: &ViewSpec, order: Order) -> Batch {
     let n_images = order.fresh.len() + order.replayed.len();
     let mut views = vec![0.0; spec.view_lens().sum::<usize>() * n_images];
     // One list of slots for each image: its views lie n_images apart.
@@ -158,7 +158,7 @@ pub fn assemble(spec: &ViewSpec, order: Order) -> Result<Batch> {
     let copies = copies(&order.replayed);
     let mut prints: Vec<Option<&mut u64>> = fingerprints.iter_mut().map(Some).collect();
     prints.resize_with(n_images, || None);
-    slots.into_par_iter().zip(prints).enumerate().try_for_each_init(
+    let made = slots.into_par_iter().zip(prints).enumerate().map_init(
         || Augmenter::new(&spec.augment, &spec.preprocess, &spec.groups),
         |augmenter, (index, (slots, print))| {
             let n_fresh = order.fresh.len();
@@ -171,18 +171,34 @@ pub fn assemble(spec: &ViewSpec, order: Order) -> Result<Batch> {
                 take(&fresh.pixels);
                 let seeds = (&fresh.origin, order.step, 0);
                 make_views(spec, augmenter, seeds, &fresh.pixels, slots);
-            } else {
-                let entry = &order.replayed[index - n_fresh];
-                let pixels = decode::decode(&entry.bytes, None, &spec.decode)
-                    .with_context(|| format!("replaying {}", entry.origin))?;
-                take(&pixels);
-                let seeds = (&entry.origin, order.step, copies[index - n_fresh]);
-                make_views(spec, augmenter, seeds, &pixels, slots);
+                return None;
             }
-            anyhow::Ok(())
+            let entry = &order.replayed[index - n_fresh];
+            match decode_again(entry, &spec.decode) {
+                Ok(pixels) => {
+                    take(&pixels);
+                    let seeds = (&entry.origin, order.step, copies[index - n_fresh]);
+                    make_views(spec, augmenter, seeds, &pixels, slots);
+                    None
+                }
+                Err(unreadable) => Some(unreadable),
+            }
         },
-    )?;
-    Ok(Batch { order, views, fingerprints, made_at: Instant::now() })
+    );
+    let unreadable = made.flatten_iter().collect();
+    Batch { order, views, fingerprints, unreadable, made_at: Instant::now() }
+}
+
+/// Those of `entries` that no longer decode, and why. All are decoded for that, on the current rayon pool.
+pub fn unreadable(entries: &[Entry], config: &decode::Config) -> Vec<(Origin, Refusal)> {
+    entries.par_iter().filter_map(|entry| decode_again(entry, config).err()).collect()
+}
+
+/// The pixels of an image that was learned before, or whose it was and why there are none: limits may have become
+/// tighter since, a decoder stricter, or a file damaged.
+fn decode_again(entry: &Entry, config: &decode::Config) -> Result<Pixels, (Origin, Refusal)> {
+    let pixels = decode::decode(&entry.bytes, None, config);
+    pixels.map_err(|refusal| (entry.origin.clone(), refusal))
 }
 
 /// How often the image of each entry stands before it.
@@ -256,9 +272,9 @@ mod tests {
             groups: vec![ViewGroup::alike(2)],
             fingerprints,
         };
-        let wanted = assemble(&spec(true), order()).unwrap();
+        let wanted = assemble(&spec(true), order());
         assert_eq!(wanted.fingerprints, [u64::MAX, 0]);
-        let unwanted = assemble(&spec(false), order()).unwrap();
+        let unwanted = assemble(&spec(false), order());
         assert!(unwanted.fingerprints.is_empty());
         assert_eq!(wanted.views, unwanted.views);
         assert_eq!(wanted.views.len(), 2 * 2 * 8 * 8 * 3);
@@ -275,10 +291,9 @@ mod tests {
             fingerprints: false,
         };
         let Order { step, replayed, .. } = order();
-        let once =
-            assemble(&spec, Order { step, fresh: vec![], replayed: replayed.clone() }).unwrap();
+        let once = assemble(&spec, Order { step, fresh: vec![], replayed: replayed.clone() });
         let replayed = [&replayed[..], &replayed[..]].concat();
-        let twice = assemble(&spec, Order { step, fresh: vec![], replayed }).unwrap();
+        let twice = assemble(&spec, Order { step, fresh: vec![], replayed });
         let views = |batch: &Batch| -> Vec<Vec<f32>> {
             batch.views.chunks_exact(8 * 8 * 3).map(<[f32]>::to_vec).collect()
         };
@@ -288,5 +303,43 @@ mod tests {
         for (a, b) in [(0, 1), (2, 3), (1, 2), (1, 3)] {
             assert_ne!(twice[a], twice[b], "{a} {b}");
         }
+    }
+
+    /// Limits that became tighter, and bytes that were damaged; what is fresh was decoded on arrival.
+    #[test]
+    fn replayed_images_that_no_longer_decode_are_named_and_the_others_have_their_views() {
+        let spec = |max_pixels| ViewSpec {
+            seed: 1,
+            augment: augment::Config::default(),
+            preprocess: Preprocess::imagenet(8),
+            decode: decode::Config { max_pixels, ..decode::Config::default() },
+            groups: vec![ViewGroup::alike(2)],
+            fingerprints: false,
+        };
+        let with_a_damaged_one = || {
+            let mut order = order();
+            let damaged = order.replayed[0].bytes.slice(..40);
+            let damaged = Entry { origin: origin(3), bytes: damaged, ..order.replayed[0].clone() };
+            order.replayed.push(damaged);
+            order
+        };
+        let named = |batch: &Batch| -> Vec<i64> {
+            batch.unreadable.iter().map(|(origin, _)| origin.offset).collect()
+        };
+        let batch = assemble(&spec(256), with_a_damaged_one());
+        assert_eq!(named(&batch), [3]);
+        let whole = assemble(&spec(256), order());
+        assert!(whole.unreadable.is_empty());
+        let view = |batch: &Batch, nth: usize| batch.views[nth * 192..][..192].to_vec();
+        // Of three images and of two: the first views, then the second.
+        for (found, expected) in [(0, 0), (1, 1), (3, 2), (4, 3)] {
+            assert_eq!(view(&batch, found), view(&whole, expected));
+        }
+        let tighter = assemble(&spec(255), with_a_damaged_one());
+        assert_eq!(named(&tighter), [2, 3]);
+        assert_eq!(tighter.order.fresh.len(), 1, "what is fresh is there to be ordered again");
+        let kept = tighter.order.replayed;
+        let found = [256, 255].map(|max_pixels| unreadable(&kept, &spec(max_pixels).decode).len());
+        assert_eq!(found, [1, 2]);
     }
 }

@@ -18,6 +18,8 @@ use std::collections::VecDeque;
 /// compared with them. Guesses: some minutes of a run.
 const REMEMBERED: usize = 15;
 const ENOUGH: usize = 3;
+/// The fewest different images that tell something of an encoder. A guess.
+const FEWEST_IMAGES: usize = 8;
 
 /// `[gate]`: what a candidate is checked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -142,6 +144,12 @@ pub struct Looks {
     pub rank: f64,
     /// How well they tell labelled images, where that was asked and is known.
     pub accuracy: Option<Accuracy>,
+}
+
+/// Whether the embeddings of so many different images tell anything of an encoder: those of fewer may lie as near to
+/// each other as a collapsed one's, however healthy it is. No more are asked for than a batch has.
+pub fn can_tell(n_different: usize, batch_images: usize) -> bool {
+    n_different >= FEWEST_IMAGES.min(batch_images)
 }
 
 /// The gate, with what it remembers.
@@ -269,6 +277,18 @@ mod tests {
         let collapsed = check(&mut gate, vec![1.0, 2.0, 1.0, 2.0], 2).1.unwrap_err();
         assert_eq!(collapsed.reason(), "collapsed");
         assert!(check(&mut gate, vec![1.0, 0.0, 0.0, 1.0], 2).1.is_ok());
+    }
+
+    /// Nothing, and one image however often, are no reason to call an encoder collapsed, as they look.
+    #[test]
+    fn few_images_tell_nothing_unless_a_batch_has_no_more() {
+        for n_images in [0, 1] {
+            assert!(!can_tell(n_images, 64) && !can_tell(n_images, 2));
+            let alike = [0.6, 0.8].repeat(64 * n_images);
+            assert_eq!(check(&mut gate(), alike, 2).1.unwrap_err().reason(), "collapsed");
+        }
+        assert!(!can_tell(7, 64) && can_tell(8, 64) && can_tell(1000, 64));
+        assert!(can_tell(2, 2));
     }
 
     #[test]

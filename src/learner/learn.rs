@@ -30,13 +30,17 @@ impl Learner {
             .map(Origin::seed)
             .collect();
         let is_due = self.publisher.is_due(order.step);
-        // The first view of each image is at hand, where it is of the input's side.
+        let negatives = self.negatives(&ids, &fingerprints);
+        // The first view of each image is at hand, where it is of the input's side. Those of one scene, or of copies,
+        // would look collapsed.
         let input_side_px = self.views.preprocess.side_px;
         let is_input = |group: &ViewGroup| group.side.px(input_side_px) == input_side_px;
-        let is_probe = self.views.groups.first().is_some_and(is_input);
+        let differ = |weights: &NegativeWeights| health::is_compared(weights.share());
+        let is_probe = is_due
+            && self.views.groups.first().is_some_and(is_input)
+            && negatives.as_ref().is_none_or(differ);
         let probe_len = ids.len() * self.views.preprocess.input_len();
-        let probe = (is_due && is_probe).then(|| (views[..probe_len].to_vec(), ids.len()));
-        let negatives = self.negatives(&ids, &fingerprints);
+        let probe = is_probe.then(|| (views[..probe_len].to_vec(), ids.len()));
         let look = self.trainer.look(views, &ids, negatives.as_ref()).context("training step")?;
         let weights = negatives.as_ref().filter(|_| self.trainer.weighs_negatives());
         let share = weights.map_or(1.0, NegativeWeights::share);
@@ -121,7 +125,6 @@ impl Learner {
         }
         counter!("selfstream_learned_images_total").increment(fresh.len() as u64);
         self.learned_here += fresh.len() as u64;
-        self.offer_all_pending();
         let mut sketches = sketches.into_iter();
         for (index, fresh) in fresh.into_iter().enumerate() {
             let Fresh { origin, generation, bytes, timestamp_ms, .. } = fresh;
@@ -135,6 +138,7 @@ impl Learner {
             }
             self.pending.push(Entry { origin, bytes, stored_at: None, sketch });
         }
+        self.trim_pending();
         Ok(())
     }
 

@@ -32,8 +32,8 @@ pub(super) struct Memory {
     pub(super) replay: Box<dyn Replay>,
     pub(super) repeats: Repeats,
     /// Images learned in the last step: offered to the buffer after the next draw, so that a batch
-    /// can be drawn while the one before it is learned. Where nothing is kept they stay until others are
-    /// learned.
+    /// can be drawn while the one before it is learned. Where nothing is kept, as many of those learned last
+    /// as a batch has stay.
     pub(super) pending: Vec<Entry>,
     pub(super) tracker: OffsetTracker,
     pub(super) counts: Counts,

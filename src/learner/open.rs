@@ -33,6 +33,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 /// What a learner is made from.
 pub struct Settings {
@@ -185,9 +186,12 @@ fn open_publisher(
     let step = trainer.progress().steps;
     let open_history = |dir| History::open(dir, step, inputs.observers.clone());
     let history = settings.snapshot.dir.as_deref().map(open_history).transpose()?;
+    if let Some(dir) = &settings.snapshot.dir {
+        snapshot::discard_half_written(dir)?;
+    }
     let stable = read_stable(&settings.snapshot, manifest, trainer)?;
     stable.iter().for_each(|stable| inputs.registry.promote(Arc::clone(stable)));
-    Ok(Publisher::new(
+    let publisher = Publisher::new(
         &settings.snapshot,
         (
             Gate::new(&settings.gate, manifest.gate.clone()),
@@ -197,7 +201,8 @@ fn open_publisher(
         (Arc::clone(&inputs.registry), inputs.observers.clone()),
         history,
         inputs.events.clone(),
-    ))
+    );
+    Ok(publisher.after(manifest.last_version.clone()))
 }
 
 /// The version that was stable, if it is still kept.
@@ -211,6 +216,8 @@ fn read_stable(
     };
     let path = snapshot::path_of(dir, version);
     if !path.exists() {
+        let path = path.display();
+        warn!(%path, "the stable version is not kept any more: none is stable for a while");
         return Ok(None);
     }
     Ok(Some(Arc::new(snapshot::read(&path, trainer.device())?)))

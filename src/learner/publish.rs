@@ -43,7 +43,10 @@ pub(super) struct Publisher {
     events: Events,
     last_at: Instant,
     last_step: u64,
+    /// The version published last, over restarts.
     version: Option<String>,
+    /// Why candidates are put off, once that is said.
+    put_off: Option<&'static str>,
     /// Broker timestamps of images learned since the last publication.
     waiting_ms: Vec<i64>,
     freshness: Freshness,
@@ -72,10 +75,16 @@ impl Publisher {
             last_at: Instant::now(),
             last_step: 0,
             version: None,
+            put_off: None,
             waiting_ms: vec![],
             freshness: Freshness::default(),
             published: 0,
         }
+    }
+
+    /// The same in a run that published `version` last before it was restarted.
+    pub(super) fn after(self, version: Option<String>) -> Self {
+        Self { version, ..self }
     }
 
     /// Notes an image's first step, by its broker timestamp.
@@ -106,6 +115,13 @@ impl Publisher {
         step > self.last_step
     }
 
+    /// Leaves the candidate of `step` for later, as nothing is there to check it on; says so of the first in a row.
+    pub(super) fn put_off(&mut self, step: u64, reason: &'static str) {
+        if self.put_off.replace(reason) != Some(reason) {
+            warn!(step, reason, "no encoder goes live as long as none can be checked");
+        }
+    }
+
     /// Takes a snapshot, checks it on `probe`, flat `[N, H, W, C]`, and makes it the latest if it
     /// passes. Returns whether it did; `monitors` are for the history.
     ///
@@ -119,13 +135,17 @@ impl Publisher {
         monitors: Option<Figures>,
     ) -> Result<bool> {
         let step = trainer.progress().steps;
-        (self.last_at, self.last_step) = (Instant::now(), step);
+        (self.last_at, self.last_step, self.put_off) = (Instant::now(), step, None);
         let parent = self.version.clone();
         let provenance = Provenance { step, images_learned, changes, created_ms: now_ms(), parent };
         let arrays = trainer.served()?;
         let device = trainer.device();
-        let encoded =
+        let mut encoded =
             Encoded::new(self.architecture, &self.preprocess, &arrays, provenance, device)?;
+        if self.version.as_ref() == Some(&encoded.snapshot.version) {
+            // Restored as it was published last: what came before it is known by its file, if there is one.
+            encoded.snapshot.provenance.parent = None;
+        }
         let encoder = &encoded.snapshot.encoder;
         let embeddings = encoder.embed(probe.to_vec(), n_probe)?;
         let compare = || self.observers.iter().find_map(|one| one.compare(&encoded.snapshot));
@@ -160,7 +180,7 @@ impl Publisher {
             gauge!("selfstream_stable_neighbour_overlap_ratio").set(overlap);
         }
         if let Some(dir) = &self.config.dir {
-            encoded.write(dir, self.config.keep, self.stable.version())?;
+            encoded.write(dir, self.config.keep, &self.stable.spared())?;
         }
         self.go_live(encoded.snapshot);
         Ok(true)
@@ -213,8 +233,14 @@ impl Publisher {
         }
     }
 
+    /// The version published last, over restarts.
     pub(super) fn version(&self) -> Option<String> {
         self.version.clone()
+    }
+
+    /// The version that serves, if one has gone live in this process.
+    pub(super) fn served(&self) -> Option<String> {
+        self.version().filter(|_| self.published > 0)
     }
 
     pub(super) fn stable_version(&self) -> Option<&str> {
@@ -239,4 +265,88 @@ impl Publisher {
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::learner::trainer::Recipe;
+    use crate::learner::{alignment, optimizer, schedule};
+    use crate::objective;
+    use crate::ops::native::Precision;
+    use candle_core::Device;
+    use std::path::Path;
+
+    const SIDE_PX: usize = 16;
+
+    fn trainer() -> Trainer {
+        Trainer::new(&Recipe {
+            plan: &Architecture::SlimResnet.plan(),
+            view_side_px: SIDE_PX,
+            objective: &objective::Config::default(),
+            optimizer: &optimizer::Config::default(),
+            schedule: &schedule::Config::default(),
+            average_momentum: 0.0,
+            alignment: &alignment::Config::default(),
+            seed: 5,
+            device: &Device::Cpu,
+            precision: Precision::F32,
+            init: None,
+        })
+        .unwrap()
+    }
+
+    /// Of a process that begins where `version` was published last, and takes any candidate.
+    fn publisher(dir: Option<&Path>, version: &str) -> Publisher {
+        let config = snapshot::Config { dir: dir.map(Path::to_owned), ..Default::default() };
+        let any = gate::Config { min_spread: 0.0, min_rank_share: 0.0, ..Default::default() };
+        let gate = Gate::new(&any, gate::Memory::default());
+        Publisher::new(
+            &config,
+            (gate, Stable::new(500, None)),
+            (Architecture::SlimResnet, Preprocess::imagenet(SIDE_PX)),
+            (Arc::new(Registry::new(4)), vec![]),
+            None,
+            Events::default(),
+        )
+        .after(Some(version.to_owned()))
+    }
+
+    /// Publishes what `trainer` has; the provenance that it goes live with, and its name.
+    fn published(publisher: &mut Publisher, trainer: &Trainer) -> (Provenance, String) {
+        let probe = vec![0.5; 2 * SIDE_PX * SIDE_PX * 3];
+        let done = Done { images_learned: 9, changes: 1 };
+        assert!(publisher.publish(trainer, done, (&probe, 2), None).unwrap());
+        let snapshot = publisher.registry.latest().unwrap();
+        (snapshot.provenance.clone(), snapshot.version.clone())
+    }
+
+    /// The version published before it, not before in the same process.
+    #[test]
+    fn what_a_version_comes_after_is_known_over_restarts() {
+        let (dir, trainer) = (tempfile::tempdir().unwrap(), trainer());
+        let mut before = publisher(Some(dir.path()), "earlier");
+        assert_eq!(before.served(), None, "what was published before a restart serves no more");
+        let (first, version) = published(&mut before, &trainer);
+        assert_eq!(first.parent.as_deref(), Some("earlier"));
+        assert_eq!(before.served(), Some(version.clone()));
+        // Restarted as it ended: the same weights go live again, and came to be as before.
+        let mut after = publisher(Some(dir.path()), &version);
+        assert_eq!(published(&mut after, &trainer), (first.clone(), version.clone()));
+        let read = snapshot::read(dir.path(), &Device::Cpu).unwrap();
+        assert_eq!(read.provenance, first);
+        let (alone, same) = published(&mut publisher(None, &version), &trainer);
+        assert_eq!((alone.parent, same), (None, version), "nothing comes after itself");
+    }
+
+    #[test]
+    fn a_candidate_put_off_is_none_that_was_taken() {
+        let mut publisher = publisher(None, "earlier");
+        assert!(publisher.is_due(200));
+        publisher.put_off(200, "nothing is there");
+        assert!(publisher.is_due(200) && publisher.is_behind(200));
+        assert_eq!((publisher.published(), publisher.served()), (0, None));
+        published(&mut publisher, &trainer());
+        assert_eq!((publisher.published(), publisher.put_off), (1, None));
+    }
 }

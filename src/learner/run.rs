@@ -4,14 +4,21 @@ use super::Learner;
 use super::publish::Done;
 use super::vitals::{Summary, Vitals};
 use crate::augment::ViewGroup;
-use crate::batch::assemble::{Batch, Order, ViewSpec, assemble};
+use crate::batch::assemble::{Batch, Order, ViewSpec, assemble, unreadable};
 use crate::batch::{Decision, Supply, decide};
 use crate::checkpoint::Counts;
+use crate::gate;
 use crate::gate::monitor::Figures;
-use crate::replay::{self, Policy};
+use crate::replay::{self, Entry, Policy};
 use anyhow::Result;
 use metrics::gauge;
-use tracing::info;
+use std::collections::HashSet;
+use tracing::{debug, info, warn};
+
+/// Why a candidate cannot be checked.
+const TOO_FEW: &str = "too few different images are kept to tell whether it has collapsed \
+    (replay.policy, replay.max_bytes, replay.duplicate_window)";
+const UNREADABLE: &str = "an image that is kept no longer decodes";
 
 impl Learner {
     /// A restored encoder serves at once, if it passes the gate.
@@ -19,15 +26,21 @@ impl Learner {
         if self.trainer.progress().steps == 0 { Ok(()) } else { self.publish(None) }
     }
 
-    /// Publishes the encoder as it is, checked on `probe`, views of as many images, or on replayed ones.
+    /// Publishes the encoder as it is, checked on `probe`, views of as many images, or on replayed ones; where there
+    /// are none to check it on, it is left for later.
     pub(super) fn publish(&mut self, probe: Option<(Vec<f32>, usize)>) -> Result<()> {
+        let step = self.trainer.progress().steps;
+        let probe = probe.map_or_else(|| self.replayed_probe(), Ok);
         let (probe, n_probe) = match probe {
-            Some(probe) => probe,
-            None => self.replayed_probe()?,
+            Ok(probe) => probe,
+            Err(reason) => {
+                self.publisher.put_off(step, reason);
+                return Ok(());
+            }
         };
         let monitors = self.window.figures();
         monitors.iter().for_each(Figures::show);
-        let (learned, step) = (self.counts().learned, self.trainer.progress().steps);
+        let learned = self.counts().learned;
         let probe = (&probe[..], n_probe);
         let done = Done { images_learned: learned, changes: self.on_drift.changes() };
         let has_passed = self.publisher.publish(&self.trainer, done, probe, monitors)?;
@@ -37,16 +50,23 @@ impl Learner {
         Ok(())
     }
 
-    fn replayed_probe(&self) -> Result<(Vec<f32>, usize)> {
+    /// Views of as many kept images as a batch has, some twice where there are fewer; or why there are none.
+    fn replayed_probe(&self) -> Result<(Vec<f32>, usize), &'static str> {
         let step = self.trainer.progress().steps;
-        let mut replayed = replay::draw(&*self.replay, self.batch.images, self.views.seed, step);
-        if replayed.is_empty() {
-            replayed.clone_from(&self.pending);
+        let kept = match self.replay.entries() {
+            [] => &self.pending[..],
+            entries => entries,
+        };
+        if !gate::can_tell(kept.len(), self.batch.images) {
+            return Err(TOO_FEW);
         }
+        let replayed = replay::draw_from(kept, self.batch.images, self.views.seed, step);
         let n_probe = replayed.len();
         let groups = vec![ViewGroup::alike(1)];
         let views = ViewSpec { groups, fingerprints: false, ..self.views.clone() };
-        Ok((assemble(&views, Order { step, fresh: vec![], replayed })?.views, n_probe))
+        let batch = assemble(&views, Order { step, fresh: vec![], replayed });
+        // Whatever no longer decodes is dropped by a batch that meets it, so that draws hang on steps alone.
+        if batch.unreadable.is_empty() { Ok((batch.views, n_probe)) } else { Err(UNREADABLE) }
     }
 
     /// Learns until it is told to stop, then publishes and writes a last checkpoint.
@@ -66,6 +86,10 @@ impl Learner {
             }
             let batch = self.assembler.take()?;
             self.is_ordered = false;
+            if !batch.unreadable.is_empty() {
+                self.drop_unreadable(batch);
+                continue;
+            }
             // Ordered now, the next batch is made while this one is learned.
             self.order_next_after(&batch)?;
             self.learn(batch)?;
@@ -83,6 +107,26 @@ impl Learner {
         self.limits.images.is_some_and(|limit| self.learned_here >= limit)
     }
 
+    /// Drops what no longer decodes, of all that is kept: it is decoded for that, once. `batch`, which met some of
+    /// it, is ordered again.
+    fn drop_unreadable(&mut self, batch: Batch) {
+        self.arrivals.give_back(batch.order.fresh);
+        let (decode, mut dropped) = (&self.views.decode, batch.unreadable);
+        dropped.extend(unreadable(self.replay.entries(), decode));
+        dropped.extend(unreadable(&self.pending, decode));
+        let ids: HashSet<u64> = dropped.iter().map(|(origin, _)| origin.seed()).collect();
+        let is_kept = |entry: &Entry| !ids.contains(&entry.id());
+        self.replay.retain(&is_kept);
+        self.pending.retain(is_kept);
+        for (origin, refusal) in &dropped {
+            debug!(%origin, %refusal, "dropped from the replay buffer");
+        }
+        let (n_dropped, n_left) = (ids.len(), self.replay.entries().len());
+        if let Some((first, refusal)) = dropped.first() {
+            warn!(n_dropped, n_left, %first, %refusal, "replayed images no longer decode: dropped");
+        }
+    }
+
     /// Orders the next batch, or waits for what it lacks. True if it was ordered.
     fn order_next(&mut self) -> Result<bool> {
         if self.replay.entries().is_empty() {
@@ -90,8 +134,8 @@ impl Learner {
         }
         match decide(&self.batch, self.supply(0)) {
             Decision::Step { fresh, replayed } => {
+                // What is pending is offered once this batch is in hand: it may have to be drawn again.
                 self.order(fresh, replayed, self.trainer.progress().steps)?;
-                self.offer_pending();
                 Ok(true)
             }
             Decision::Wait => self.wait(None).map(|()| false),
@@ -103,7 +147,7 @@ impl Learner {
     /// before `batch`, as it would be later or after a restart.
     fn order_next_after(&mut self, batch: &Batch) -> Result<()> {
         self.offer_pending();
-        if self.replay.entries().is_empty() && self.shape.replay.policy != Policy::None {
+        if self.replay.entries().is_empty() && !self.keeps_nothing() {
             // What `batch` brings is all that there will be to draw from.
             return Ok(());
         }
@@ -137,18 +181,22 @@ impl Learner {
         Ok(())
     }
 
-    /// Offers the buffer what the last step learned, but for one that keeps nothing: until the next step has
-    /// learned others, candidates are looked at by these.
+    /// Offers the buffer what the last step learned, but for one that keeps nothing: as many of the images learned
+    /// last as a batch has stay, for candidates to be looked at by. In a still scene a step may add none.
     fn offer_pending(&mut self) {
-        if self.shape.replay.policy != Policy::None {
-            self.offer_all_pending();
+        let n_stay = if self.keeps_nothing() { self.batch.images } else { 0 };
+        replay::offer_all_but(&mut *self.replay, &mut self.pending, n_stay);
+    }
+
+    /// The same where the buffer keeps nothing, and does not wait for the next draw.
+    pub(super) fn trim_pending(&mut self) {
+        if self.keeps_nothing() {
+            self.offer_pending();
         }
     }
 
-    pub(super) fn offer_all_pending(&mut self) {
-        for entry in self.pending.drain(..) {
-            self.replay.offer(entry);
-        }
+    fn keeps_nothing(&self) -> bool {
+        self.shape.replay.policy == Policy::None
     }
 
     /// Counts since the run began, over restarts.
@@ -171,7 +219,7 @@ impl Learner {
             steps: self.trainer.progress().steps,
             loss: self.losses.last(),
             replay_images: self.replay.entries().len(),
-            version: self.publisher.version(),
+            version: self.publisher.served(),
             published: self.publisher.published(),
         }
     }

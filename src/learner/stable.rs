@@ -20,6 +20,8 @@ pub(super) struct Stable {
     /// Oldest first.
     waiting: VecDeque<Arc<Snapshot>>,
     stable: Option<Arc<Snapshot>>,
+    /// The name of the one that was stable before it.
+    before: Option<String>,
     /// Prepared images, flat `[N, H, W, C]`, and N: the same ones for the whole process.
     reference: Option<(Vec<f32>, usize)>,
     /// The neighbours of each of them by the stable version, with its name.
@@ -32,7 +34,14 @@ type Neighbours = Vec<BTreeSet<usize>>;
 impl Stable {
     /// Versions become stable after so many steps; `stable` is one from before a restart.
     pub(super) fn new(after_steps: u64, stable: Option<Arc<Snapshot>>) -> Self {
-        Self { after_steps, waiting: VecDeque::new(), stable, reference: None, near_stable: None }
+        Self {
+            after_steps,
+            waiting: VecDeque::new(),
+            stable,
+            before: None,
+            reference: None,
+            near_stable: None,
+        }
     }
 
     /// Takes a version that has passed. Returns the one that is stable since, if that is another than before.
@@ -47,6 +56,7 @@ impl Stable {
             self.waiting.push_back(Arc::clone(snapshot));
         }
         if newest.is_some() {
+            self.before = self.version().map(str::to_owned);
             self.stable.clone_from(&newest);
         }
         newest
@@ -60,6 +70,13 @@ impl Stable {
     /// Its name.
     pub(super) fn version(&self) -> Option<&str> {
         self.stable.as_ref().map(|stable| &stable.version[..])
+    }
+
+    /// The names of those whose files are to stay: the stable one, those that may become it, and the one before it,
+    /// which the newest checkpoint may name still.
+    pub(super) fn spared(&self) -> Vec<&str> {
+        let waiting = self.waiting.iter().map(|snapshot| &snapshot.version[..]);
+        waiting.chain(self.version()).chain(self.before.as_deref()).collect()
     }
 
     /// The share of an image's neighbours that it has by the stable version and by `newer`, over the images of the
@@ -165,6 +182,21 @@ mod tests {
         assert_eq!(pass(&mut stable, 200), None, "what came before the refusal does not count");
         assert_eq!(pass(&mut stable, 299), None);
         assert_eq!(pass(&mut stable, 300), Some(200));
+    }
+
+    /// It is published long before it is stable, and a checkpoint names it for a while after.
+    #[test]
+    fn the_file_of_a_version_is_spared_from_before_it_is_stable_until_after() {
+        let mut stable = Stable::new(100, None);
+        let spares = |stable: &Stable, name: &str| stable.spared().contains(&name);
+        for step in 1..=250 {
+            stable.passed(&snapshot(step, false));
+            // Stable is v1 from step 101 on, v26 from step 126 on, v51 from step 151 on.
+            assert_eq!(spares(&stable, "v26"), (26..176).contains(&step), "{step}");
+            let stable_one = stable.version();
+            assert!(stable_one.is_none_or(|version| spares(&stable, version)), "{step}");
+            assert!(stable.spared().len() <= MOST_WAITING as usize + 2, "{step}");
+        }
     }
 
     #[test]

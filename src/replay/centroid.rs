@@ -80,6 +80,11 @@ impl Balanced {
         let members = self.clusters.iter().enumerate().filter(|(_, of)| **of == largest);
         members.map(|(place, _)| place).nth(nth).unwrap_or(0)
     }
+
+    fn leave(&mut self, place: usize) {
+        self.held.swap_remove(place);
+        self.clusters.swap_remove(place);
+    }
 }
 
 impl Replay for Balanced {
@@ -95,8 +100,7 @@ impl Replay for Balanced {
         let mut rng = seed::rng(self.seed, Purpose::Evict, &[self.offered]);
         while self.held.is_over_budget() {
             let place = self.surplus(&mut rng);
-            self.held.swap_remove(place);
-            self.clusters.swap_remove(place);
+            self.leave(place);
         }
     }
 
@@ -110,6 +114,15 @@ impl Replay for Balanced {
 
     fn entries_mut(&mut self) -> &mut [Entry] {
         self.held.entries_mut()
+    }
+
+    fn retain(&mut self, is_kept: &dyn Fn(&Entry) -> bool) {
+        // From the end, as the last takes the place of whoever leaves.
+        for place in (0..self.clusters.len()).rev() {
+            if !is_kept(&self.held.entries()[place]) {
+                self.leave(place);
+            }
+        }
     }
 
     fn restore(&mut self, entries: Vec<Entry>, offered: u64) {

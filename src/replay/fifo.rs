@@ -57,6 +57,13 @@ impl Replay for Fifo {
         &mut self.entries[self.left..]
     }
 
+    fn retain(&mut self, is_kept: &dyn Fn(&Entry) -> bool) {
+        self.entries.drain(..self.left);
+        self.left = 0;
+        self.entries.retain(is_kept);
+        self.bytes = self.entries.iter().map(|entry| entry.bytes.len()).sum();
+    }
+
     fn restore(&mut self, entries: Vec<Entry>, offered: u64) {
         self.bytes = entries.iter().map(|entry| entry.bytes.len()).sum();
         self.offered = offered;

@@ -133,6 +133,15 @@ impl Replay for MinRed {
         self.held.entries_mut()
     }
 
+    fn retain(&mut self, is_kept: &dyn Fn(&Entry) -> bool) {
+        // From the end, as the last takes the place of whoever leaves.
+        for place in (0..self.nearest.len()).rev() {
+            if !is_kept(&self.held.entries()[place]) {
+                self.leave(place);
+            }
+        }
+    }
+
     fn restore(&mut self, entries: Vec<Entry>, offered: u64) {
         self.offered = offered;
         self.nearest = vec![UNKNOWN; entries.len()];

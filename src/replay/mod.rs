@@ -150,6 +150,9 @@ pub trait Replay: Send {
     /// The same, so that the places of their bytes on disk can be noted.
     fn entries_mut(&mut self) -> &mut [Entry];
 
+    /// Drops the entries that `is_kept` says no to. Their room is for what is offered next.
+    fn retain(&mut self, is_kept: &dyn Fn(&Entry) -> bool);
+
     /// Becomes the buffer that held `entries` after `offered` offers.
     fn restore(&mut self, entries: Vec<Entry>, offered: u64);
 
@@ -177,7 +180,11 @@ fn named<const N: usize>(columns: [(&str, Vec<f32>); N]) -> State {
 
 /// Draws `n` entries uniformly: different ones, unless the buffer holds fewer than `n`.
 pub fn draw(replay: &dyn Replay, n: usize, seed: u64, step: u64) -> Vec<Entry> {
-    let entries = replay.entries();
+    draw_from(replay.entries(), n, seed, step)
+}
+
+/// The same of `entries`, whoever holds them.
+pub fn draw_from(entries: &[Entry], n: usize, seed: u64, step: u64) -> Vec<Entry> {
     if entries.is_empty() {
         return vec![];
     }
@@ -188,6 +195,12 @@ pub fn draw(replay: &dyn Replay, n: usize, seed: u64, step: u64) -> Vec<Entry> {
         drawn.extend(sample(&mut rng, entries.len(), round).map(|i| entries[i].clone()));
     }
     drawn
+}
+
+/// Offers `pending` to the buffer in its order, but for the last `n_stay`.
+pub fn offer_all_but(replay: &mut dyn Replay, pending: &mut Vec<Entry>, n_stay: usize) {
+    let n_offered = pending.len().saturating_sub(n_stay);
+    pending.drain(..n_offered).for_each(|entry| replay.offer(entry));
 }
 
 fn sample(rng: &mut Rng, from: usize, n: usize) -> impl Iterator<Item = usize> {
@@ -295,6 +308,49 @@ mod tests {
                 assert!(kept > 10 || to == Policy::None, "{from:?} to {to:?}: {kept}");
             }
         }
+    }
+
+    fn offsets(entries: &[Entry]) -> Vec<i64> {
+        let mut offsets: Vec<i64> = entries.iter().map(|entry| entry.origin.offset).collect();
+        offsets.sort_unstable();
+        offsets
+    }
+
+    #[test]
+    fn every_policy_drops_what_it_is_told_to_and_fills_the_room_again() {
+        let is_kept = |entry: &Entry| entry.origin.offset % 4 == 0;
+        for policy in Policy::ALL {
+            let mut replay = small(policy);
+            (0..200).for_each(|offset| replay.offer(looking(offset, 100)));
+            let before = offsets(replay.entries());
+            replay.retain(&is_kept);
+            let expected: Vec<i64> = before.iter().copied().filter(|o| o % 4 == 0).collect();
+            assert_eq!(offsets(replay.entries()), expected, "{policy:?}");
+            // A restart goes on from there.
+            let mut restored = small(policy);
+            restored.restore(replay.entries().to_vec(), replay.offered());
+            restored.load_state(&replay.state());
+            for offset in 200..300 {
+                replay.offer(looking(offset, 100));
+                restored.offer(looking(offset, 100));
+            }
+            assert_eq!(replay.entries(), restored.entries(), "{policy:?}");
+            assert_eq!(replay.entries().len(), before.len(), "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn all_but_the_last_are_offered_in_their_order() {
+        let (mut fifo, mut pending) = (small(Policy::Fifo), vec![]);
+        for batch in 0..5 {
+            pending.extend((3 * batch..3 * batch + 3).map(|offset| entry(offset, 10)));
+            offer_all_but(&mut *fifo, &mut pending, 4);
+        }
+        let held: Vec<i64> = fifo.entries().iter().map(|entry| entry.origin.offset).collect();
+        assert_eq!(held, (0..11).collect::<Vec<_>>());
+        assert_eq!(offsets(&pending), [11, 12, 13, 14]);
+        offer_all_but(&mut *fifo, &mut pending, 0);
+        assert!(pending.is_empty() && fifo.entries().len() == 15);
     }
 
     #[test]

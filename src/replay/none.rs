@@ -25,6 +25,8 @@ impl Replay for None {
         &mut []
     }
 
+    fn retain(&mut self, _is_kept: &dyn Fn(&Entry) -> bool) {}
+
     fn restore(&mut self, _entries: Vec<Entry>, offered: u64) {
         self.offered = offered;
     }

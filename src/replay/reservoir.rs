@@ -76,6 +76,14 @@ impl Replay for Reservoir {
         &mut self.entries
     }
 
+    fn retain(&mut self, is_kept: &dyn Fn(&Entry) -> bool) {
+        self.entries.retain(is_kept);
+        let left: usize = self.entries.iter().map(|entry| entry.bytes.len()).sum();
+        // The sample begins again to grow: it would hardly ever fill what is free now.
+        self.has_been_full &= left == self.bytes;
+        self.bytes = left;
+    }
+
     fn restore(&mut self, entries: Vec<Entry>, offered: u64) {
         let lens = || entries.iter().map(|entry| entry.bytes.len());
         self.bytes = lens().sum();

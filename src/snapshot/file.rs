@@ -1,8 +1,9 @@
 //! A snapshot as bytes: one safetensors file named by its hash, its provenance beside it.
 
+use super::folder::{self, path_of};
 use super::{Encode, Provenance, Snapshot};
 use crate::augment::Preprocess;
-use crate::checkpoint::{from_bytes, to_bytes, write_atomically};
+use crate::checkpoint::{from_bytes, to_bytes};
 use crate::encoder::{Architecture, HostParams, NamedArrays, Params, Plan};
 use crate::ops::candle::interpreter::forward_inference;
 use crate::ops::native::Served;
@@ -10,9 +11,8 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-const EXTENSION: &str = "safetensors";
 const DEFINITION_KEY: &str = "selfstream.snapshot";
 
 /// What is hashed beside the weights.
@@ -92,34 +92,16 @@ impl Encoded {
         Ok(Self { snapshot, bytes })
     }
 
-    /// Writes the snapshot into `dir` and removes all but the newest `keep` and the one named `stable`.
+    /// Writes the snapshot into `dir` as its newest, and removes all but the newest `keep` and those that are `spared`
+    /// by name. One that lies there already takes the provenance with which it was published first.
     ///
     /// # Errors
     /// Whatever the file system reports.
-    pub fn write(&self, dir: &Path, keep: usize, stable: Option<&str>) -> Result<()> {
+    pub fn write(&mut self, dir: &Path, keep: usize, spared: &[&str]) -> Result<()> {
         let path = path_of(dir, &self.snapshot.version);
-        write_atomically(&path, &self.bytes)?;
-        let mut provenance = self.snapshot.provenance.clone();
-        // Of two versions of one step the later is the newer one, even if the clock was set back.
-        let is_twin = |(made, other): &(Made, PathBuf)| made.0 == provenance.step && *other != path;
-        if let Some(((_, before_ms), _)) = dated(dir)?.into_iter().find(is_twin) {
-            provenance.created_ms = provenance.created_ms.max(before_ms + 1);
-        }
-        let provenance = serde_json::to_vec_pretty(&provenance)?;
-        write_atomically(&path.with_extension("json"), &provenance)?;
-        let is_stable = |path: &Path| path == path_of(dir, stable.unwrap_or_default());
-        for (_, old) in list(dir)?.into_iter().skip(keep).filter(|(_, old)| !is_stable(old)) {
-            for path in [old.with_extension("json"), old] {
-                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-            }
-        }
-        Ok(())
+        self.snapshot.provenance = folder::put(&path, &self.bytes, &self.snapshot.provenance)?;
+        folder::prune(dir, keep, spared)
     }
-}
-
-/// Where a version lies in `dir`.
-pub fn path_of(dir: &Path, version: &str) -> PathBuf {
-    dir.join(format!("{version}.{EXTENSION}"))
 }
 
 /// Reads a snapshot file, or the newest one of a folder.
@@ -128,10 +110,7 @@ pub fn path_of(dir: &Path, version: &str) -> PathBuf {
 /// A path that cannot be read, or a file whose content is not what its name says.
 pub fn read(path: &Path, device: &Device) -> Result<Snapshot> {
     if path.is_dir() {
-        let newest = list(path)?.into_iter().next();
-        let (_, newest) =
-            newest.with_context(|| format!("{} holds no snapshot", path.display()))?;
-        return read(&newest, device);
+        return read(&folder::newest(path)?, device);
     }
     let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     let version = blake3::hash(&bytes).to_hex().to_string();
@@ -141,7 +120,7 @@ pub fn read(path: &Path, device: &Device) -> Result<Snapshot> {
         .with_context(|| format!("{} is no snapshot", path.display()))?;
     let definition: Definition = serde_json::from_str(&definition)
         .with_context(|| format!("{} is no snapshot of this program", path.display()))?;
-    let provenance = read_provenance(path)?;
+    let provenance = folder::provenance_of(path)?;
     snapshot(version, definition, &arrays, provenance, device)
         .with_context(|| format!("loading {}", path.display()))
 }
@@ -176,43 +155,10 @@ fn snapshot(
     })
 }
 
-fn read_provenance(path: &Path) -> Result<Provenance> {
-    let path = path.with_extension("json");
-    let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is no provenance", path.display()))
-}
-
-/// Snapshot files of `dir` with their steps, newest first.
-///
-/// # Errors
-/// A folder that cannot be read, or a damaged provenance in it.
-pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    Ok(dated(dir)?.into_iter().map(|((step, _), path)| (step, path)).collect())
-}
-
-/// The step that a version was made at, and the time, milliseconds since the Unix epoch.
-type Made = (u64, i64);
-
-/// Snapshot files of `dir`, newest first.
-fn dated(dir: &Path) -> Result<Vec<(Made, PathBuf)>> {
-    let mut snapshots = vec![];
-    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
-        let path = entry?.path();
-        // Without its provenance a snapshot is half-written.
-        if path.extension().is_some_and(|e| e == EXTENSION) && path.with_extension("json").exists()
-        {
-            let provenance = read_provenance(&path)?;
-            snapshots.push(((provenance.step, provenance.created_ms), path));
-        }
-    }
-    snapshots.sort();
-    snapshots.reverse();
-    Ok(snapshots)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::list;
 
     fn encoded(seed: u64, step: u64) -> Encoded {
         let plan = Architecture::SlimResnet.plan();
@@ -232,10 +178,10 @@ mod tests {
     #[test]
     fn a_read_snapshot_embeds_as_the_written_one_did() {
         let dir = tempfile::tempdir().unwrap();
-        let old = encoded(1, 3);
-        let new = encoded(2, 5);
-        old.write(dir.path(), 10, None).unwrap();
-        new.write(dir.path(), 10, None).unwrap();
+        let mut old = encoded(1, 3);
+        let mut new = encoded(2, 5);
+        old.write(dir.path(), 10, &[]).unwrap();
+        new.write(dir.path(), 10, &[]).unwrap();
         let read = read(dir.path(), &Device::Cpu).unwrap();
         assert_eq!(read.version, new.snapshot.version, "the newest of the folder");
         assert_eq!(read.provenance, new.snapshot.provenance);
@@ -251,7 +197,7 @@ mod tests {
         for (seed, created_ms) in clock_ms.into_iter().enumerate() {
             let mut version = encoded(seed as u64, 7);
             version.snapshot.provenance.created_ms = created_ms;
-            version.write(dir.path(), 10, None).unwrap();
+            version.write(dir.path(), 10, &[]).unwrap();
             let newest = read(dir.path(), &Device::Cpu).unwrap();
             assert_eq!(newest.version, version.snapshot.version, "at {created_ms}");
         }
@@ -261,13 +207,14 @@ mod tests {
     fn only_the_newest_are_kept_and_a_damaged_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         for step in 0..4 {
-            encoded(step, step).write(dir.path(), 2, None).unwrap();
+            encoded(step, step).write(dir.path(), 2, &[]).unwrap();
         }
         let kept = list(dir.path()).unwrap();
         assert_eq!(kept.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [3, 2]);
         let other = tempfile::tempdir().unwrap();
         let stable = encoded(0, 0).snapshot.version;
-        (0..4).for_each(|step| encoded(step, step).write(other.path(), 2, Some(&stable)).unwrap());
+        let write = |step| encoded(step, step).write(other.path(), 2, &[&stable[..]]).unwrap();
+        (0..4).for_each(write);
         let steps: Vec<u64> = list(other.path()).unwrap().iter().map(|(step, _)| *step).collect();
         assert_eq!(steps, [3, 2, 0], "the stable one stays");
         let mut bytes = fs::read(&kept[0].1).unwrap();

@@ -2,6 +2,7 @@
 
 use crate::harness::{Program, png};
 use serde_json::Value;
+use std::path::Path;
 
 /// Whatever is kept, an encoder goes live while it learns: there is always something to look at it by.
 #[test]
@@ -13,22 +14,54 @@ fn every_policy_publishes_while_it_learns() {
         std::fs::write(images.join(format!("{index}.png")), png(index, 16)).unwrap();
     }
     for policy in ["none", "fifo", "reservoir", "min-red", "centroid"] {
-        let [config, checkpoints, summary] =
-            ["toml", "checkpoints", "json"].map(|what| dir.path().join(format!("{policy}.{what}")));
-        let text = format!(
-            "source.kind = \"folder\"\nfolder.path = {images:?}\nbatch.images = 12\n\
-             input.side_px = 16\ncheckpoint.dir = {checkpoints:?}\nserver.listen = \"127.0.0.1:0\"\n\
-             snapshot.every_steps = 1\nreplay.policy = \"{policy}\""
-        );
-        std::fs::write(&config, text).unwrap();
-        let [config, summary_path] = [&config, &summary].map(|path| path.to_str().unwrap());
-        let args = ["run", "--config", config, "--stop-after", "60", "--summary", summary_path];
-        let mut program = Program::start(&args, &dir.path().join(format!("{policy}.log")));
-        assert!(program.wait().success(), "{}", program.log());
-        let summary: Value = serde_json::from_slice(&std::fs::read(&summary).unwrap()).unwrap();
+        let of_policy = dir.path().join(policy);
+        std::fs::create_dir(&of_policy).unwrap();
+        let settings = format!("snapshot.every_steps = 1\nreplay.policy = \"{policy}\"");
+        let (summary, log) = learn(&of_policy, &images, &settings, "60");
         let (steps, published) = (&summary["steps"], &summary["versions_published"]);
         assert!(steps.as_u64().unwrap() >= 5, "{policy}: {summary}");
         // Each step but the first looks at the weights of the one before; the end at the last.
-        assert_eq!(published, steps, "{policy}: {}", program.log());
+        assert_eq!(published, steps, "{policy}: {log}");
     }
+}
+
+/// Learns from `images` until so many have been learned, in the same folders each time; the summary and the log.
+fn learn(dir: &Path, images: &Path, settings: &str, stop_after: &str) -> (Value, String) {
+    let [config, summary, log] =
+        ["toml", "json", "log"].map(|what| dir.join(format!("run.{what}")));
+    let checkpoints = dir.join("checkpoints");
+    let text = format!(
+        "source.kind = \"folder\"\nfolder.path = {images:?}\nbatch.images = 12\ninput.side_px = 16\n\
+         checkpoint.dir = {checkpoints:?}\nserver.listen = \"127.0.0.1:0\"\n{settings}"
+    );
+    std::fs::write(&config, text).unwrap();
+    let [config, summary_path] = [&config, &summary].map(|path| path.to_str().unwrap());
+    let args = ["run", "--config", config, "--stop-after", stop_after, "--summary", summary_path];
+    let mut program = Program::start(&args, &log);
+    assert!(program.wait().success(), "{}", program.log());
+    (serde_json::from_slice(&std::fs::read(&summary).unwrap()).unwrap(), program.log())
+}
+
+/// A run goes on under limits that some of what it keeps is beyond: that is dropped, and all else goes on.
+#[test]
+fn replayed_images_beyond_a_tighter_limit_are_dropped_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = dir.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    for index in 0..30 {
+        for side_px in [16, 24] {
+            let name = format!("{index}-{side_px}.png");
+            std::fs::write(images.join(name), png(index, side_px)).unwrap();
+        }
+    }
+    let told = "replayed images no longer decode";
+    let (first, log) = learn(dir.path(), &images, "", "60");
+    assert_eq!(first["images_learned"], 60, "{first}");
+    assert!(!log.contains(told), "{log}");
+    let (second, log) =
+        learn(dir.path(), &images, "folder.passes = 2\nimage.max_pixels = 300", "30");
+    assert_eq!(log.matches(told).count(), 1, "{log}");
+    assert!(log.contains("n_dropped=30"), "{log}");
+    assert_eq!(second["images_learned"], 30, "{second}");
+    assert!(second["versions_published"].as_u64() > Some(0), "{log}");
 }
