@@ -164,13 +164,16 @@ fn open_observers(
     events: &Events,
 ) -> Result<Vec<Arc<dyn Observer>>> {
     let mut observers: Vec<Arc<dyn Observer>> = vec![];
+    // They are shown what the server and the learner are.
+    let decode = &config.image;
     if config.prequential.enabled {
-        let prequential = Prequential::start(&config.prequential, Arc::clone(registry))?;
+        let prequential = Prequential::start(&config.prequential, decode, Arc::clone(registry))?;
         observers.push(Arc::new(prequential));
     }
     if config.drift.enabled {
-        let (seed, registry) = (config.run.seed, Arc::clone(registry));
-        observers.push(Arc::new(Drift::start(&config.drift, seed, registry, events.clone())?));
+        let (seed, registry, events) = (config.run.seed, Arc::clone(registry), events.clone());
+        let drift = Drift::start(&config.drift, decode, seed, registry, events)?;
+        observers.push(Arc::new(drift));
     }
     Ok(observers)
 }

@@ -1,7 +1,7 @@
 //! `selfstream embed`: embeddings of image files, one JSON object a line.
 
 use super::log;
-use crate::config::LogForm;
+use crate::config::{Config, LogForm};
 use crate::device::Device;
 use crate::evaluate::{Embedder, Example, Remote, SnapshotEmbedder};
 use crate::snapshot;
@@ -23,18 +23,14 @@ pub(super) struct Args {
     /// A running server, `http://127.0.0.1:8080`.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// The run's configuration, for how images are decoded; a server has its own.
+    #[arg(long, value_name = "FILE", conflicts_with = "url")]
+    config: Option<PathBuf>,
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
     log::start(LogForm::Text, "warn");
-    let mut embedder: Box<dyn Embedder> = match (&args.snapshot, &args.url) {
-        (Some(path), _) => {
-            let snapshot = snapshot::read(path, &Device::Auto.open()?)?;
-            Box::new(SnapshotEmbedder::new(Arc::new(snapshot)))
-        }
-        (None, Some(url)) => Box::new(Remote::new(url)),
-        (None, None) => anyhow::bail!("one of --snapshot and --url is needed"),
-    };
+    let mut embedder = embedder(&args)?;
     let mut out = std::io::stdout().lock();
     for path in &args.files {
         let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
@@ -46,4 +42,41 @@ pub(super) fn run(args: Args) -> Result<()> {
         writeln!(out, "{line}").context("writing to standard output")?;
     }
     Ok(())
+}
+
+fn embedder(args: &Args) -> Result<Box<dyn Embedder>> {
+    Ok(match (&args.snapshot, &args.url) {
+        (Some(path), _) => {
+            let run = Config::load(args.config.as_deref())?;
+            // The choice holds once in a process: it comes before whatever decodes or embeds.
+            run.run.instructions.choose()?;
+            let snapshot = Arc::new(snapshot::read(path, &Device::Auto.open()?)?);
+            Box::new(SnapshotEmbedder::new(snapshot).decoding(run.image))
+        }
+        (None, Some(url)) => Box::new(Remote::new(url)),
+        (None, None) => anyhow::bail!("one of --snapshot and --url is needed"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::isa::Isa;
+    use clap::Parser;
+
+    #[test]
+    fn what_cannot_compute_as_its_configuration_says_ends_before_its_snapshot_is_read() {
+        // The process computes with the best already, so it can be made to with no others.
+        let other = if Isa::best() == Isa::PORTABLE { "avx2" } else { "portable" };
+        let config = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(config.path(), format!("run.instructions = \"{other}\"\n")).unwrap();
+        let config = config.path().to_str().unwrap();
+        let command = ["selfstream", "embed", "1.png", "--snapshot", "none", "--config", config];
+        let Command::Embed(args) = Cli::try_parse_from(command).unwrap().command else {
+            panic!("another command")
+        };
+        let error = embedder(&args).err().unwrap().to_string();
+        assert!(error.contains("run.instructions"), "{error}");
+    }
 }

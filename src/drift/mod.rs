@@ -8,6 +8,7 @@
 mod detector;
 mod energy;
 
+use crate::decode;
 use crate::evaluate::{Embedder, EvaluateError, Example, SnapshotEmbedder};
 use crate::events::{Event, Events};
 use crate::learner::{Observer, page_hinkley};
@@ -116,12 +117,13 @@ impl Rate {
 }
 
 impl Drift {
-    /// Starts the thread that embeds; it ends with the observer.
+    /// Starts the thread that embeds images, decoded as `decode` says; it ends with the observer.
     ///
     /// # Errors
     /// Threads that cannot be started.
     pub fn start(
         config: &Config,
+        decode: &decode::Config,
         seed: u64,
         registry: Arc<Registry>,
         events: Events,
@@ -133,7 +135,7 @@ impl Drift {
             .build()
             .context("starting the drift pool")?;
         let (arrivals, mut queue) = mpsc::channel(QUEUE);
-        let mut watch = Watch::new(config, seed, events);
+        let mut watch = Watch::new(config, decode, seed, events);
         let watching = move || {
             pool.install(|| {
                 while let Some((snapshot, example)) = queue.blocking_recv() {
@@ -170,21 +172,22 @@ impl Observer for Drift {
 /// The detector with its pinned encoder.
 struct Watch {
     detector: Detector<Example>,
+    decode: decode::Config,
     repin_after: Duration,
     pin: Option<(Arc<Snapshot>, Instant)>,
     events: Events,
 }
 
 impl Watch {
-    fn new(config: &Config, seed: u64, events: Events) -> Self {
-        let detector = Detector::new(config.threshold, seed);
-        Self { detector, repin_after: config.repin_after, pin: None, events }
+    fn new(config: &Config, decode: &decode::Config, seed: u64, events: Events) -> Self {
+        let (detector, decode) = (Detector::new(config.threshold, seed), decode.clone());
+        Self { detector, decode, repin_after: config.repin_after, pin: None, events }
     }
 
     /// Looks at an image that arrived while `latest` served.
     fn look(&mut self, latest: Arc<Snapshot>, example: Example) -> Result<(), EvaluateError> {
         let encoder = self.pinned(latest)?;
-        let embedding = embed(&encoder, &example)?;
+        let embedding = embed(&encoder, &example, &self.decode)?;
         let origin = example.name.clone();
         if let Some(Check { score, is_change }) =
             self.detector.push(Seen { image: example, embedding })
@@ -205,16 +208,20 @@ impl Watch {
         {
             return Ok(Arc::clone(pin));
         }
-        self.detector.embed_anew(|example| embed(&latest, example))?;
+        self.detector.embed_anew(|example| embed(&latest, example, &self.decode))?;
         self.pin = Some((Arc::clone(&latest), Instant::now()));
         Ok(latest)
     }
 }
 
-/// The embedding of `example` at unit length.
-fn embed(snapshot: &Arc<Snapshot>, example: &Example) -> Result<Vec<f32>, EvaluateError> {
-    let embedded =
-        SnapshotEmbedder::new(Arc::clone(snapshot)).embed(std::slice::from_ref(example))?;
+/// The embedding of `example`, decoded as `decode` says, at unit length.
+fn embed(
+    snapshot: &Arc<Snapshot>,
+    example: &Example,
+    decode: &decode::Config,
+) -> Result<Vec<f32>, EvaluateError> {
+    let mut embedder = SnapshotEmbedder::new(Arc::clone(snapshot)).decoding(decode.clone());
+    let embedded = embedder.embed(std::slice::from_ref(example))?;
     Ok(embedded.normalised().row(0).to_vec())
 }
 
@@ -244,7 +251,9 @@ mod tests {
     fn told(images: impl Iterator<Item = Example>) -> Vec<usize> {
         let events = Events::default();
         let mut heard = events.listen();
-        let (mut watch, encoder) = (Watch::new(&Config::default(), 5, events), untrained());
+        let decode = decode::Config::default();
+        let mut watch = Watch::new(&Config::default(), &decode, 5, events);
+        let encoder = untrained();
         let mut told = vec![];
         for (place, example) in images.enumerate() {
             watch.look(Arc::clone(&encoder), example).unwrap();
@@ -301,6 +310,17 @@ mod tests {
         let Some(cifar) = collection("cifar10-test-4k.tar.xz") else { return };
         let told = told(shuffled(cifar.len()).into_iter().map(|index| example(&cifar, index)));
         assert!(told.is_empty(), "{told:?}");
+    }
+
+    #[test]
+    fn what_the_run_takes_is_looked_at() {
+        let run = decode::Config { min_side_px: 2, ..decode::Config::default() };
+        let mut watch = Watch::new(&Config::default(), &run, 5, Events::default());
+        let mut bytes = std::io::Cursor::new(vec![]);
+        let flat = image::RgbImage::from_pixel(12, 2, image::Rgb([220, 20, 20]));
+        flat.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        let bytes = bytes.into_inner().into();
+        watch.look(untrained(), Example { name: "flat".to_owned(), bytes, label: 0 }).unwrap();
     }
 
     #[test]

@@ -8,10 +8,12 @@
 
 use super::encoder::embed_by;
 use super::{Embeddings, EvaluateError, Example, Reference};
+use crate::decode;
 use crate::gate::Accuracy;
 use crate::snapshot::Snapshot;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use tracing::debug;
 
 /// Labelled images that are compared by, as many as the monitors look at; the learner waits for two forward passes
 /// of each. And how few are too few: half of them are told. Guesses.
@@ -34,24 +36,52 @@ impl Recent {
         }
     }
 
-    /// The accuracy of both, where there are images enough.
+    /// The accuracy of both on the images that decode, as `decode` says, where there are enough of them.
     ///
     /// # Errors
-    /// An image that cannot be embedded.
+    /// An encoder that fails, or an embedding that is not finite.
     pub(super) fn compare(
         &self,
         candidate: &Snapshot,
         served: &Snapshot,
+        decode: &decode::Config,
     ) -> Result<Option<Accuracy>, EvaluateError> {
         if self.0.len() < ENOUGH {
             return Ok(None);
         }
-        let examples: Vec<Example> = self.0.iter().map(|(_, example)| example.clone()).collect();
-        let classes = self.classes();
-        let share = |snapshot: &Snapshot| told_right(&embed_by(snapshot, &examples)?, &classes);
-        let (candidate, served) = (share(candidate)?, share(served)?);
+        // Which decode hangs on the images alone, so they are the same for both.
+        let (of_candidate, classes) = self.embed(candidate, decode)?;
+        if classes.len() < ENOUGH {
+            return Ok(None);
+        }
+        let (of_served, _) = self.embed(served, decode)?;
+        let candidate = told_right(&of_candidate, &classes)?;
+        let served = told_right(&of_served, &classes)?;
         let n_images = classes.len() - classes.len() / 2;
         Ok(Some(Accuracy { candidate, served, n_images }))
+    }
+
+    /// The embeddings of the images that decode, with their classes.
+    fn embed(
+        &self,
+        snapshot: &Snapshot,
+        decode: &decode::Config,
+    ) -> Result<(Embeddings, Vec<usize>), EvaluateError> {
+        let (mut values, mut classes) = (vec![], vec![]);
+        for ((_, example), class) in self.0.iter().zip(self.classes()) {
+            // One image a call: queries of the version that serves wait for no more than its pass.
+            match embed_by(snapshot, std::slice::from_ref(example), decode) {
+                Ok(embedding) => {
+                    values.extend_from_slice(embedding.row(0));
+                    classes.push(class);
+                }
+                Err(error @ EvaluateError::Refused { .. }) => {
+                    debug!(%error, "a labelled image is left out");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((Embeddings::new(values, snapshot.encoder.feature_dim())?, classes))
     }
 
     /// The class of each image as a number.
@@ -83,7 +113,7 @@ fn told_right(embeddings: &Embeddings, classes: &[usize]) -> Result<f64, Evaluat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::fixtures::{channel_means, png};
+    use crate::evaluate::fixtures::{channel_means, flat, png};
 
     fn snapshot(is_blind: bool) -> Snapshot {
         channel_means("a", if is_blind { [0.0, 1.0] } else { [1.0, 0.0] })
@@ -109,9 +139,10 @@ mod tests {
     fn one_that_has_gone_blind_stands_out_beside_what_serves() {
         let (sees, blind) = (snapshot(false), snapshot(true));
         let in_turn = recent(200, |index| index % 3);
-        let same = in_turn.compare(&sees, &sees).unwrap();
+        let same = in_turn.compare(&sees, &sees, &decode::Config::default()).unwrap();
         assert_eq!(same, Some(Accuracy { candidate: 1.0, served: 1.0, n_images: 100 }));
-        let Accuracy { candidate, served, .. } = in_turn.compare(&blind, &sees).unwrap().unwrap();
+        let told = in_turn.compare(&blind, &sees, &decode::Config::default()).unwrap();
+        let Accuracy { candidate, served, .. } = told.unwrap();
         assert_eq!(served, 1.0);
         assert!(candidate < 0.5, "{candidate}: all are equally near");
     }
@@ -121,16 +152,39 @@ mod tests {
     fn a_stream_sorted_by_class_is_as_hard_for_both() {
         let sees = snapshot(false);
         let sorted = recent(200, |index| index / 99);
-        let told = sorted.compare(&sees, &sees).unwrap().unwrap();
+        let told = sorted.compare(&sees, &sees, &decode::Config::default()).unwrap().unwrap();
         // Only the first of the two of the last class that come at the end is not known.
         assert_eq!(told.candidate, told.served);
         assert!(told.candidate < 1.0, "{told:?}");
     }
 
+    /// One image that a run takes, and the default does not, must not spare a candidate its judgement; nor must
+    /// one that nobody takes.
+    #[test]
+    fn images_are_decoded_as_the_run_does_and_those_that_do_not_decode_are_left_out() {
+        let sees = snapshot(false);
+        let mut recent = recent(ENOUGH, |index| index % 3);
+        let add = |recent: &mut Recent, name: &str, bytes: bytes::Bytes| {
+            recent.push("0".into(), Example { name: name.to_owned(), bytes, label: 0 });
+        };
+        add(&mut recent, "none", bytes::Bytes::from_static(b"no image"));
+        add(&mut recent, "flat", flat().into());
+        let n_images = |decode: &decode::Config| {
+            recent.compare(&sees, &sees, decode).unwrap().map(|told| told.n_images)
+        };
+        assert_eq!(n_images(&decode::Config::default()), Some(ENOUGH / 2), "neither decodes");
+        // Of an odd number the newer half is the larger.
+        let run = decode::Config { min_side_px: 2, ..decode::Config::default() };
+        assert_eq!(n_images(&run), Some(ENOUGH / 2 + 1), "the flat one decodes");
+        let narrow = decode::Config { max_pixels: 1, ..decode::Config::default() };
+        assert_eq!(n_images(&narrow), None, "too few are left");
+    }
+
     #[test]
     fn too_few_say_nothing_and_the_oldest_leave() {
         let sees = snapshot(false);
-        assert_eq!(recent(ENOUGH - 1, |index| index % 3).compare(&sees, &sees).unwrap(), None);
+        let few = recent(ENOUGH - 1, |index| index % 3);
+        assert_eq!(few.compare(&sees, &sees, &decode::Config::default()).unwrap(), None);
         let mut full = recent(REMEMBERED + 10, |index| index % 3);
         assert_eq!(full.0.len(), REMEMBERED);
         assert_eq!(full.0[0].1.name, "10");

@@ -10,9 +10,19 @@ const COLOURS: [(&str, [u8; 3]); 3] =
     [("blue", [20, 20, 220]), ("green", [20, 220, 20]), ("red", [220, 20, 20])];
 
 pub(super) fn png(colour: [u8; 3]) -> Vec<u8> {
+    png_of(colour, [12, 8])
+}
+
+/// An image with a side of 2 px, which only a run that allows it takes.
+pub(super) fn flat() -> Vec<u8> {
+    png_of([220, 20, 20], [12, 2])
+}
+
+fn png_of(colour: [u8; 3], [width_px, height_px]: [u32; 2]) -> Vec<u8> {
     let mut bytes = Vec::new();
+    let rgb = colour.repeat((width_px * height_px) as usize);
     PngEncoder::new(&mut bytes)
-        .write_image(&colour.repeat(12 * 8), 12, 8, ExtendedColorType::Rgb8)
+        .write_image(&rgb, width_px, height_px, ExtendedColorType::Rgb8)
         .unwrap();
     bytes
 }

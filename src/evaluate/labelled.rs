@@ -23,12 +23,12 @@ pub struct Example {
 }
 
 impl Example {
-    /// The decoded image.
+    /// The image, decoded as `config` says.
     ///
     /// # Errors
     /// If it is refused, under its name.
-    pub fn pixels(&self) -> Result<Pixels, EvaluateError> {
-        decode::decode(&self.bytes, None, &decode::Config::default())
+    pub fn pixels(&self, config: &decode::Config) -> Result<Pixels, EvaluateError> {
+        decode::decode(&self.bytes, None, config)
             .map_err(|source| EvaluateError::Refused { name: self.name.clone(), source })
     }
 }

@@ -119,6 +119,20 @@ pub enum EvaluateError {
         /// The beginning of the answer's body.
         message: String,
     },
+    /// The server no longer has the version that embedded the first images.
+    #[error(
+        "{endpoint} has no version {version} any more, which embedded the images before {name}: newer ones took \
+         its place in memory, and embeddings of two versions cannot be compared; raise snapshot.resident there, so \
+         that a version outlasts this, or give its file in snapshot.dir as --snapshot instead of --url"
+    )]
+    Gone {
+        /// The server.
+        endpoint: String,
+        /// What was asked for.
+        version: String,
+        /// The image that was sent.
+        name: String,
+    },
     /// The server sent several embeddings for an image, or none.
     #[error("the server sent {n_embeddings} embeddings for {name}: it must be one")]
     NotOne {

@@ -15,7 +15,7 @@
 //! .46 and .47.
 
 use super::{Embedder, Embeddings, EvaluateError, Example};
-use crate::decode::Pixels;
+use crate::decode::{self, Pixels};
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
@@ -23,20 +23,43 @@ use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 /// Side of the square that an image is stretched to.
 const SIDE_PX: u32 = 16;
 
-/// Embeds an image as its pixels, `D = 768`.
+/// What stands in the place of an encoder's version.
+const VERSION: &str = "raw-pixels-16";
+
+/// Embeds an image as its pixels, `D = 768`: what the default limits of images take.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RawPixels;
 
+impl RawPixels {
+    /// The same of images that are decoded as `decode` says: as the run decodes them that they are a floor of.
+    pub fn decoding(self, decode: decode::Config) -> impl Embedder {
+        Decoding(decode)
+    }
+}
+
 impl Embedder for RawPixels {
     fn version(&self) -> &str {
-        "raw-pixels-16"
+        VERSION
+    }
+
+    fn embed(&mut self, images: &[Example]) -> Result<Embeddings, EvaluateError> {
+        self.decoding(decode::Config::default()).embed(images)
+    }
+}
+
+/// Raw pixels of images that are decoded as this says.
+struct Decoding(decode::Config);
+
+impl Embedder for Decoding {
+    fn version(&self) -> &str {
+        VERSION
     }
 
     fn embed(&mut self, images: &[Example]) -> Result<Embeddings, EvaluateError> {
         let dim = (SIDE_PX * SIDE_PX * 3) as usize;
         let mut values = Vec::with_capacity(images.len() * dim);
         for image in images {
-            let bytes = resize(&image.pixels()?, [SIDE_PX; 2]);
+            let bytes = resize(&image.pixels(&self.0)?, [SIDE_PX; 2]);
             values.extend(bytes.into_iter().map(|byte| f32::from(byte) / 255.0 - 0.5));
         }
         Embeddings::new(values, dim)

@@ -14,6 +14,7 @@
 
 use super::candidate::{REMEMBERED, Recent};
 use super::{Embedder, Embeddings, EvaluateError, Example, Reference, SnapshotEmbedder};
+use crate::decode;
 use crate::gate::Accuracy;
 use crate::learner::Observer;
 use crate::setting::{Invalid, within};
@@ -46,7 +47,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        // Guesses: half a second of embedding at each version; a standard error of .015 or less.
+        // Guesses: a second of embedding at each version; a standard error of .015 or less.
         Self { enabled: false, references: 500, window: 1000 }
     }
 }
@@ -81,32 +82,41 @@ pub struct Prequential {
     accuracy: Arc<Mutex<Option<f64>>>,
     /// What candidates are compared on.
     recent: Mutex<Recent>,
+    decode: decode::Config,
 }
 
 impl Prequential {
-    /// Starts the thread that embeds; it ends with the observer.
+    /// Starts the thread that embeds images, decoded as `decode` says; it ends with the observer.
     ///
     /// # Errors
     /// Threads that cannot be started.
-    pub fn start(config: &Config, registry: Arc<Registry>) -> Result<Self> {
+    pub fn start(
+        config: &Config,
+        decode: &decode::Config,
+        registry: Arc<Registry>,
+    ) -> Result<Self> {
         // Embedding must not compute in rayon's global pool.
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(1)
             .thread_name(|_| "prequential".to_owned())
             .build()
             .context("starting the prequential pool")?;
-        let (observer, judging) = Self::connect(config, registry);
+        let (observer, judging) = Self::connect(config, decode, registry);
         let judge = move || pool.install(judging);
         std::thread::Builder::new().name("prequential-queue".to_owned()).spawn(judge)?;
         Ok(observer)
     }
 
     /// An observer, and what judges until it is dropped.
-    fn connect(config: &Config, registry: Arc<Registry>) -> (Self, impl FnOnce() + Send + use<>) {
+    fn connect(
+        config: &Config,
+        decode: &decode::Config,
+        registry: Arc<Registry>,
+    ) -> (Self, impl FnOnce() + Send + use<>) {
         let (arrivals, mut queue) = mpsc::channel::<Arrival>(QUEUE);
         let accuracy = Arc::new(Mutex::new(None));
         let shown = Arc::clone(&accuracy);
-        let mut judge = Judge::new(config.clone());
+        let mut judge = Judge::new(config.clone(), decode.clone());
         let judging = move || {
             while let Some(arrival) = queue.blocking_recv() {
                 match judge.judge(arrival) {
@@ -120,7 +130,8 @@ impl Prequential {
                 }
             }
         };
-        (Self { registry, arrivals, accuracy, recent: Mutex::default() }, judging)
+        let (recent, decode) = (Mutex::default(), decode.clone());
+        (Self { registry, arrivals, accuracy, recent, decode }, judging)
     }
 }
 
@@ -149,7 +160,7 @@ impl Observer for Prequential {
     fn compare(&self, candidate: &Snapshot) -> Option<Accuracy> {
         let served = self.registry.latest()?;
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.compare(candidate, &served).unwrap_or_else(|error| {
+        recent.compare(candidate, &served, &self.decode).unwrap_or_else(|error| {
             warn!(%error, "a candidate is not judged by labels");
             None
         })
@@ -166,6 +177,7 @@ struct Known {
 /// The state of the measure.
 struct Judge {
     config: Config,
+    decode: decode::Config,
     version: String,
     /// The last labelled images, oldest first, embedded by `version`.
     known: VecDeque<Known>,
@@ -174,14 +186,16 @@ struct Judge {
 }
 
 impl Judge {
-    fn new(config: Config) -> Self {
-        Self { config, version: String::new(), known: VecDeque::new(), outcomes: VecDeque::new() }
+    fn new(config: Config, decode: decode::Config) -> Self {
+        let (version, known, outcomes) = (String::new(), VecDeque::new(), VecDeque::new());
+        Self { config, decode, version, known, outcomes }
     }
 
     /// Tells the class of an arrival, then learns its label. Returns the accuracy so far.
     fn judge(&mut self, arrival: Arrival) -> Result<Option<f64>, EvaluateError> {
         let Arrival { snapshot, label, example } = arrival;
-        let mut embedder = SnapshotEmbedder::new(Arc::clone(&snapshot));
+        let embedder = SnapshotEmbedder::new(Arc::clone(&snapshot));
+        let mut embedder = embedder.decoding(self.decode.clone());
         if self.version != snapshot.version {
             self.embed_again(&mut embedder)?;
             self.version.clone_from(&snapshot.version);
@@ -199,13 +213,14 @@ impl Judge {
     }
 
     fn embed_again(&mut self, embedder: &mut SnapshotEmbedder) -> Result<(), EvaluateError> {
-        if self.known.is_empty() {
-            return Ok(());
-        }
-        let examples: Vec<_> = self.known.iter().map(|known| known.example.clone()).collect();
-        let embeddings = embedder.embed(&examples)?;
-        for (known, row) in self.known.iter_mut().zip(embeddings.rows()) {
-            known.embedding = row.to_vec();
+        // One image a call: queries of the same version wait for no more than its pass.
+        let anew = self.known.iter().map(|known| {
+            let embedding = embedder.embed(std::slice::from_ref(&known.example))?;
+            Ok(embedding.row(0).to_vec())
+        });
+        let anew = anew.collect::<Result<Vec<_>, EvaluateError>>()?;
+        for (known, embedding) in self.known.iter_mut().zip(anew) {
+            known.embedding = embedding;
         }
         Ok(())
     }
@@ -246,8 +261,10 @@ impl Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::fixtures::{channel_means, png};
+    use crate::evaluate::fixtures::{channel_means, flat, png};
+    use crate::snapshot::Encode;
     use crate::source::Origin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn snapshot(version: &str, scale: f32) -> Arc<Snapshot> {
         Arc::new(channel_means(version, [scale, 0.0]))
@@ -278,7 +295,7 @@ mod tests {
     #[test]
     fn an_image_is_told_before_its_label_is_known() {
         let snapshot = snapshot("a", 1.0);
-        let mut judge = Judge::new(Config::default());
+        let mut judge = Judge::new(Config::default(), decode::Config::default());
         let mut see = |label, colour| judge.judge(arrival(&snapshot, label, colour)).unwrap();
         assert_eq!(see("red", RED), None, "nothing to compare with");
         assert_eq!(see("blue", BLUE), Some(0.0), "red is all that is known");
@@ -289,7 +306,8 @@ mod tests {
     #[test]
     fn the_window_and_the_references_slide() {
         let snapshot = snapshot("a", 1.0);
-        let mut judge = Judge::new(Config { references: 2, window: 3, enabled: true });
+        let config = Config { references: 2, window: 3, enabled: true };
+        let mut judge = Judge::new(config, decode::Config::default());
         let mut see = |label, colour| judge.judge(arrival(&snapshot, label, colour)).unwrap();
         see("red", RED);
         see("blue", BLUE);
@@ -304,7 +322,7 @@ mod tests {
     fn a_new_version_embeds_its_references_anew() {
         // The second version turns embeddings around: mixed with the first one's, all would be wrong.
         let (first, second) = (snapshot("a", 1.0), snapshot("b", -1.0));
-        let mut judge = Judge::new(Config::default());
+        let mut judge = Judge::new(Config::default(), decode::Config::default());
         judge.judge(arrival(&first, "red", RED)).unwrap();
         judge.judge(arrival(&first, "blue", BLUE)).unwrap();
         judge.judge(arrival(&second, "red", RED)).unwrap();
@@ -316,7 +334,8 @@ mod tests {
     fn records_without_a_label_or_before_an_encoder_are_no_concern() {
         let registry = Arc::new(Registry::new(2));
         let config = Config::default();
-        let (observer, judging) = Prequential::connect(&config, Arc::clone(&registry));
+        let decode = decode::Config::default();
+        let (observer, judging) = Prequential::connect(&config, &decode, Arc::clone(&registry));
         observer.arrived(&record(0, Some("red"), RED));
         registry.publish(snapshot("a", 1.0));
         observer.arrived(&record(1, None, RED));
@@ -334,7 +353,8 @@ mod tests {
     #[test]
     fn a_candidate_is_compared_with_what_serves_once_labels_are_enough() {
         let registry = Arc::new(Registry::new(2));
-        let (observer, _judging) = Prequential::connect(&Config::default(), Arc::clone(&registry));
+        let (config, decode) = (Config::default(), decode::Config::default());
+        let (observer, _judging) = Prequential::connect(&config, &decode, Arc::clone(&registry));
         let candidate = snapshot("b", -1.0);
         assert_eq!(observer.compare(&candidate), None, "nothing serves");
         registry.publish(snapshot("a", 1.0));
@@ -348,5 +368,54 @@ mod tests {
         // Neither turns the other's embeddings around: each is compared with its own.
         let expected = Accuracy { candidate: 1.0, served: 1.0, n_images: 100 };
         assert_eq!(observer.compare(&candidate), Some(expected));
+    }
+
+    #[test]
+    fn what_the_run_takes_is_told() {
+        let snapshot = snapshot("a", 1.0);
+        let run = decode::Config { min_side_px: 2, ..decode::Config::default() };
+        let mut judge = Judge::new(Config::default(), run);
+        for _ in 0..2 {
+            let example = Example { name: "flat".to_owned(), bytes: flat().into(), label: 0 };
+            let snapshot = Arc::clone(&snapshot);
+            judge.judge(Arrival { snapshot, label: "red".into(), example }).unwrap();
+        }
+        assert_eq!(judge.accuracy(), Some(1.0));
+    }
+
+    /// An encoder that notes the most images that it was given at once.
+    struct Longest(Arc<AtomicUsize>);
+
+    impl Encode for Longest {
+        fn feature_dim(&self) -> usize {
+            1
+        }
+
+        fn embed(&self, _: Vec<f32>, n_images: usize) -> candle_core::Result<Vec<f32>> {
+            self.0.fetch_max(n_images, Ordering::Relaxed);
+            Ok(vec![1.0; n_images])
+        }
+    }
+
+    /// A version embeds one batch at a time: what looks on must not hold queries of it up for longer than an image.
+    #[test]
+    fn a_query_waits_for_the_pass_of_one_image_at_most() {
+        let longest = Arc::new(AtomicUsize::new(0));
+        let version = |name: &str| {
+            let encoder: Box<dyn Encode> = Box::new(Longest(Arc::clone(&longest)));
+            Arc::new(Snapshot { encoder, ..channel_means(name, [1.0, 0.0]) })
+        };
+        let registry = Arc::new(Registry::new(2));
+        let (config, decode) = (Config::default(), decode::Config::default());
+        let (observer, judging) = Prequential::connect(&config, &decode, Arc::clone(&registry));
+        registry.publish(version("a"));
+        (0..140).for_each(|offset| observer.arrived(&record(offset, Some("red"), RED)));
+        // What was told by the first version is embedded anew by the second.
+        registry.publish(version("b"));
+        observer.arrived(&record(140, Some("red"), RED));
+        assert!(observer.compare(&version("c")).is_some());
+        drop(observer);
+        judging();
+        assert_eq!(longest.load(Ordering::Relaxed), 1);
     }
 }

@@ -3,12 +3,23 @@
 use super::{Embedder, Embeddings, EvaluateError, Example};
 use serde::Deserialize;
 use std::time::Duration;
+use ureq::Body;
+use ureq::http::{Response, StatusCode, header::RETRY_AFTER};
 
 /// Images asked for at the same time, so that the server can batch them. A guess.
 const CONNECTIONS: usize = 8;
 /// How long one answer may take. A guess: the first query of a large encoder on a busy machine
 /// took seconds.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// How often an image is sent again that the server had no room for, or no encoder yet. A guess: a full queue
+/// empties within seconds.
+const RETRIES: usize = 10;
+/// How long to wait before that where the server does not say, and at most: a server that says more is not about
+/// to answer. Guesses.
+const USUAL_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The server's word for a version that it does not have.
+const NO_VERSION: &str = "model_not_found";
 /// How much of an error's body is shown.
 const MESSAGE_CHARS: usize = 300;
 
@@ -16,7 +27,8 @@ const MESSAGE_CHARS: usize = 300;
 ///
 /// All images are embedded by one version: the one that answers the first request, which every
 /// later request asks for by name. An answer by another version is an error, for embeddings of two
-/// encoders cannot be compared.
+/// encoders cannot be compared; so is a version that the server has let go meanwhile. Where the server
+/// is busy or not ready it is asked again, when it says and a few times at most.
 pub struct Remote {
     /// Where to post, `http://host:port/v1/embeddings`.
     endpoint: String,
@@ -54,24 +66,11 @@ impl Remote {
 
     /// Asks for one embedding, by the version already settled on if there is one.
     fn request(&self, image: &Example) -> Result<Answer, EvaluateError> {
-        let failed = |source| EvaluateError::Request {
-            endpoint: self.endpoint.clone(),
-            name: image.name.clone(),
-            source: Box::new(source),
-        };
-        let mut request = self.agent.post(&self.endpoint).content_type("application/octet-stream");
-        if !self.version.is_empty() {
-            request = request.query("model", &self.version);
-        }
-        let mut response = request.send(&image.bytes[..]).map_err(failed)?;
+        let failed = |source| self.no_answer(image, source);
+        let mut response = self.post(image)?;
         if !response.status().is_success() {
             let body = response.body_mut().read_to_string().map_err(failed)?;
-            return Err(EvaluateError::Status {
-                endpoint: self.endpoint.clone(),
-                name: image.name.clone(),
-                status: response.status().as_u16(),
-                message: body.chars().take(MESSAGE_CHARS).collect(),
-            });
+            return Err(self.refusal(image, response.status(), &body));
         }
         let answer: Answer = response.body_mut().read_json().map_err(failed)?;
         if !self.version.is_empty() && answer.model != self.version {
@@ -81,6 +80,46 @@ impl Remote {
             });
         }
         Ok(answer)
+    }
+
+    /// The answer to one image, whatever it says, once the server has time for it.
+    fn post(&self, image: &Example) -> Result<Response<Body>, EvaluateError> {
+        let mut retries = 0;
+        loop {
+            let request = self.agent.post(&self.endpoint).content_type("application/octet-stream");
+            let request = match &*self.version {
+                "" => request,
+                version => request.query("model", version),
+            };
+            let response = request.send(&image.bytes[..]);
+            let response = response.map_err(|source| self.no_answer(image, source))?;
+            let is_for_now = matches!(
+                response.status(),
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+            );
+            if !is_for_now || retries == RETRIES {
+                return Ok(response);
+            }
+            retries += 1;
+            let said = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+            std::thread::sleep(wait(said));
+        }
+    }
+
+    fn no_answer(&self, image: &Example, source: ureq::Error) -> EvaluateError {
+        let (endpoint, name) = (self.endpoint.clone(), image.name.clone());
+        EvaluateError::Request { endpoint, name, source: Box::new(source) }
+    }
+
+    /// What the server refused `image` with.
+    fn refusal(&self, image: &Example, status: StatusCode, body: &str) -> EvaluateError {
+        let (endpoint, name) = (self.endpoint.clone(), image.name.clone());
+        let is_named = !self.version.is_empty();
+        if is_named && status == StatusCode::NOT_FOUND && body.contains(NO_VERSION) {
+            return EvaluateError::Gone { endpoint, version: self.version.clone(), name };
+        }
+        let message = body.chars().take(MESSAGE_CHARS).collect();
+        EvaluateError::Status { endpoint, name, status: status.as_u16(), message }
     }
 
     /// Asks for one embedding by the version settled on.
@@ -106,6 +145,12 @@ impl Remote {
             Ok(rows)
         })
     }
+}
+
+/// How long to wait before a server is asked again that said `retry_after`, in seconds; a date counts as nothing said.
+fn wait(retry_after: Option<&str>) -> Duration {
+    let seconds = retry_after.and_then(|said| said.trim().parse().ok());
+    seconds.map_or(USUAL_WAIT, Duration::from_secs).min(LONGEST_WAIT)
 }
 
 impl Answer {
@@ -150,6 +195,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Serves on a free port; `answer` makes status and body of the request line and the body.
     fn serve(answer: impl Fn(&str, &[u8]) -> (u16, String) + Send + Sync + 'static) -> Remote {
@@ -184,7 +230,8 @@ mod tests {
         let length = text.len();
         write!(
             stream,
-            "HTTP/1.1 {status} Any\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{text}"
+            "HTTP/1.1 {status} Any\r\nconnection: close\r\nretry-after: 0\r\n\
+             content-length: {length}\r\n\r\n{text}"
         )
         .unwrap();
     }
@@ -236,6 +283,55 @@ mod tests {
         });
         let error = remote.embed(&examples(3)).unwrap_err().to_string();
         for part in ["image 2", "422", "undecodable"] {
+            assert!(error.contains(part), "{error} lacks {part}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_busy_or_not_ready_is_asked_again() {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&requests);
+        let mut remote = serve(move |_, body| match count.fetch_add(1, Ordering::SeqCst) {
+            0 => (503, "not ready".to_owned()),
+            1..=3 => (429, "busy".to_owned()),
+            _ => answer_of("v", &[body[0]]),
+        });
+        let embeddings = remote.embed(&examples(5)).unwrap();
+        assert!(embeddings.rows().zip(0_u8..).all(|(row, index)| row == [f32::from(index)]));
+        assert_eq!(requests.load(Ordering::SeqCst), 5 + 4);
+    }
+
+    #[test]
+    fn a_server_that_stays_busy_is_given_up() {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&requests);
+        let mut remote = serve(move |_, _| {
+            count.fetch_add(1, Ordering::SeqCst);
+            (429, "busy".to_owned())
+        });
+        let error = remote.embed(&examples(1)).unwrap_err();
+        assert!(matches!(error, EvaluateError::Status { status: 429, .. }), "{error}");
+        assert_eq!(requests.load(Ordering::SeqCst), 1 + RETRIES);
+    }
+
+    #[test]
+    fn a_server_is_given_the_time_that_it_asks_for_and_no_more_than_a_minute() {
+        assert_eq!(wait(Some("5")), Duration::from_secs(5));
+        assert_eq!(wait(Some("86400")), LONGEST_WAIT);
+        for said in [None, Some("Wed, 21 Oct 2026 07:28:00 GMT"), Some("-1")] {
+            assert_eq!(wait(said), USUAL_WAIT);
+        }
+    }
+
+    #[test]
+    fn a_version_that_is_gone_is_named_with_what_to_do() {
+        let mut remote = serve(|request, body| match request.split_whitespace().nth(1) {
+            Some("/v1/embeddings") => answer_of("v0", &[1]),
+            _ if body[0] < 2 => answer_of("v0", &[1]),
+            _ => (404, r#"{"error": {"code": "model_not_found"}}"#.to_owned()),
+        });
+        let error = remote.embed(&examples(3)).unwrap_err().to_string();
+        for part in ["v0", "image 2", "snapshot.resident", "--snapshot"] {
             assert!(error.contains(part), "{error} lacks {part}");
         }
     }

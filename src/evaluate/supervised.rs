@@ -108,7 +108,8 @@ pub fn supervised(
     let classes = Classes::of(&[train, test])?;
     let positions = draw(train, config.limit_train_images, config.seed, 0);
     let trained = Run::new(recipe, budget, (train, &positions), &classes)?.train()?;
-    let embedder = &mut SnapshotEmbedder::new(Arc::new(trained.snapshot));
+    let snapshot = Arc::new(trained.snapshot);
+    let embedder = &mut SnapshotEmbedder::new(snapshot).decoding(recipe.decode.clone());
     let embedded = Embedded::new(train, test, embedder, config)?;
     let found = trained.classifier.classify(&embedded.test.embeddings);
     let accuracy = accuracy(&found, &embedded.test.labels)?;

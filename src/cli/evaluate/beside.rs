@@ -35,7 +35,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", requires = "snapshot",
         value_parser = clap::value_parser!(u64).range(1..))]
     over_time: Option<u64>,
-    /// The run's configuration, for the supervised run and the untrained encoder.
+    /// The run's configuration: how images are decoded, the supervised run, and the untrained encoder.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
 }
@@ -57,10 +57,12 @@ impl Beside<'_> {
         }
         let mut floors = vec![];
         if !is_pixels {
-            floors.push(self.floor("pixels", &mut RawPixels)?);
+            let mut pixels = RawPixels.decoding(self.run.image.clone());
+            floors.push(self.floor("pixels", &mut pixels)?);
         }
-        let untrained = Arc::new(pipeline::untrained(&self.run)?);
-        floors.push(self.floor("untrained", &mut SnapshotEmbedder::new(untrained))?);
+        let untrained = SnapshotEmbedder::new(Arc::new(pipeline::untrained(&self.run)?));
+        let mut untrained = untrained.decoding(self.run.image.clone());
+        floors.push(self.floor("untrained", &mut untrained)?);
         Ok(floors)
     }
 
@@ -118,7 +120,8 @@ impl Beside<'_> {
             limit_test_images: at_most(self.config.limit_test_images, PAST_TEST),
             ..self.config.clone()
         };
-        let embedder = &mut SnapshotEmbedder::new(Arc::clone(&snapshot));
+        let embedder = SnapshotEmbedder::new(Arc::clone(&snapshot));
+        let embedder = &mut embedder.decoding(self.run.image.clone());
         let embedded = Embedded::new(self.images[0], self.images[1], embedder, &config)?;
         let knn = embedded.confusion()?.accuracy();
         Ok(Moment {

@@ -5,6 +5,7 @@ mod predictions;
 
 use super::log;
 use crate::config::{Config, LogForm};
+use crate::decode;
 use crate::device::Device;
 use crate::evaluate::{
     self, Embedded, Embedder, RawPixels, Remote, Report, SnapshotEmbedder, Sources,
@@ -71,7 +72,14 @@ struct EncoderArgs {
 
 pub(super) fn run(args: Args) -> Result<()> {
     log::start(LogForm::Text, "warn");
+    measure(&args)
+}
+
+fn measure(args: &Args) -> Result<()> {
     let started = Instant::now();
+    let run = Config::load(args.beside.config.as_deref())?;
+    // The choice holds once in a process: it comes before whatever decodes or embeds.
+    run.run.instructions.choose()?;
     let train = Collection::open(&args.train).context("--train")?;
     let test = Collection::open(&args.test).context("--test")?;
     let config = evaluate::Config {
@@ -80,12 +88,13 @@ pub(super) fn run(args: Args) -> Result<()> {
         ..evaluate::Config::default()
     };
     config.validate()?;
-    let snapshot = args.encoder.snapshot(args.beside.config.as_deref())?;
-    let embedded = Embedded::new(&train, &test, &mut *args.encoder.embedder(&snapshot), &config)?;
+    let snapshot = args.encoder.snapshot(&run)?;
+    let mut embedder = args.encoder.embedder(&snapshot, &run.image);
+    let embedded = Embedded::new(&train, &test, &mut *embedder, &config)?;
     let mut report = embedded.report(config.seed)?;
     let beside = Beside {
         args: &args.beside,
-        run: run_config(args.beside.config.as_deref(), snapshot.as_deref())?,
+        run: run_of(run, snapshot.as_deref())?,
         images: [&train, &test],
         config: &config,
     };
@@ -104,29 +113,37 @@ pub(super) fn run(args: Args) -> Result<()> {
     if let Some(path) = &args.report {
         let history = args.history()?;
         let (report, embedded, history) = (&report, &embedded, &history[..]);
-        let (train, test, seed) = (&train, &test, config.seed);
-        let page = evaluate::page(&Sources { report, embedded, train, test, history, seed })?;
-        write(path, &page)?;
+        let (train, test, seed, decode) = (&train, &test, config.seed, &beside.run.image);
+        let sources = Sources { report, embedded, train, test, decode, history, seed };
+        write(path, &evaluate::page(&sources)?)?;
     }
     print(&report);
     Ok(())
 }
 
 impl EncoderArgs {
-    /// The snapshot that was named, or what the configuration's encoder begins with.
-    fn snapshot(&self, config: Option<&Path>) -> Result<Option<Arc<Snapshot>>> {
+    /// The snapshot that was named, or what the encoder of `run` begins with.
+    fn snapshot(&self, run: &Config) -> Result<Option<Arc<Snapshot>>> {
         if self.untrained {
-            return Ok(Some(Arc::new(pipeline::untrained(&Config::load(config)?)?)));
+            return Ok(Some(Arc::new(pipeline::untrained(run)?)));
         }
         let read = |path: &PathBuf| snapshot::read(path, &Device::Auto.open()?).map(Arc::new);
         self.snapshot.as_ref().map(read).transpose()
     }
 
-    fn embedder(&self, snapshot: &Option<Arc<Snapshot>>) -> Box<dyn Embedder> {
+    /// What embeds, of images that are decoded as `decode` says; a server decodes as it was told itself.
+    fn embedder(
+        &self,
+        snapshot: &Option<Arc<Snapshot>>,
+        decode: &decode::Config,
+    ) -> Box<dyn Embedder> {
         match (snapshot, &self.url) {
-            (Some(snapshot), _) => Box::new(SnapshotEmbedder::new(Arc::clone(snapshot))),
+            (Some(snapshot), _) => {
+                let embedder = SnapshotEmbedder::new(Arc::clone(snapshot));
+                Box::new(embedder.decoding(decode.clone()))
+            }
             (None, Some(url)) => Box::new(Remote::new(url)),
-            (None, None) => Box::new(RawPixels),
+            (None, None) => Box::new(RawPixels.decoding(decode.clone())),
         }
     }
 }
@@ -151,14 +168,13 @@ fn folder(snapshot: &Path) -> &Path {
     if snapshot.is_dir() { snapshot } else { snapshot.parent().unwrap_or(Path::new(".")) }
 }
 
-/// The run that an encoder is compared with: the configuration, for the encoder of the snapshot.
-fn run_config(path: Option<&Path>, snapshot: Option<&Snapshot>) -> Result<Config> {
-    let mut config = Config::load(path)?;
+/// The run that an encoder is compared with: that of the configuration, for the encoder of the snapshot.
+fn run_of(mut run: Config, snapshot: Option<&Snapshot>) -> Result<Config> {
     if let Some(snapshot) = snapshot {
-        config.encoder.architecture = snapshot.architecture.parse()?;
-        config.input.side_px = snapshot.preprocess.side_px;
+        run.encoder.architecture = snapshot.architecture.parse()?;
+        run.input.side_px = snapshot.preprocess.side_px;
     }
-    Ok(config)
+    Ok(run)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
@@ -200,4 +216,55 @@ fn print(report: &Report) {
         report.classes.len(),
         report.seconds
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::evaluate::Example;
+    use crate::isa::Isa;
+    use clap::Parser;
+    use image::{ImageFormat, Rgba, RgbaImage};
+    use std::io::Cursor;
+
+    /// A PNG of one colour that is transparent.
+    fn clear() -> Vec<u8> {
+        let mut png = Cursor::new(vec![]);
+        let clear = RgbaImage::from_pixel(12, 12, Rgba([200, 100, 50, 0]));
+        clear.write_to(&mut png, ImageFormat::Png).unwrap();
+        png.into_inner()
+    }
+
+    #[test]
+    fn what_cannot_compute_as_its_configuration_says_ends_before_anything_is_embedded() {
+        let folder = tempfile::tempdir().unwrap();
+        for class in ["a", "b"] {
+            std::fs::create_dir(folder.path().join(class)).unwrap();
+            std::fs::write(folder.path().join(class).join("1.png"), clear()).unwrap();
+        }
+        // The process computes with the best already, so it can be made to with no others.
+        let other = if Isa::best() == Isa::PORTABLE { "avx2" } else { "portable" };
+        let config = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(config.path(), format!("run.instructions = \"{other}\"\n")).unwrap();
+        let [images, config] = [folder.path(), config.path()].map(|path| path.to_str().unwrap());
+        let command =
+            ["selfstream", "evaluate", "--train", images, "--test", images, "--config", config];
+        for encoder in ["--pixels", "--untrained"] {
+            let cli = Cli::try_parse_from([&command[..], &[encoder]].concat()).unwrap();
+            let Command::Evaluate(args) = cli.command else { panic!("another command") };
+            let error = measure(&args).unwrap_err().to_string();
+            assert!(error.contains("run.instructions"), "{error}");
+        }
+    }
+
+    #[test]
+    fn images_are_decoded_as_the_configuration_says() {
+        let example = Example { name: "clear".to_owned(), bytes: clear().into(), label: 0 };
+        let run = Config::parse("image.background = [0, 0, 255]").unwrap();
+        let pixels = EncoderArgs { snapshot: None, url: None, pixels: true, untrained: false };
+        let mut embedder = pixels.embedder(&None, &run.image);
+        let found = embedder.embed(std::slice::from_ref(&example)).unwrap();
+        assert_eq!(found.row(0)[..3], [-0.5, -0.5, 0.5]);
+    }
 }

@@ -66,10 +66,11 @@ fn row(
 ) -> Result<Markup, EvaluateError> {
     let (train, test) = (&sources.embedded.train, &sources.embedded.test);
     let (names, label) = (sources.embedded.classes.names(), test.labels[query]);
-    let query = picture(sources.test, test.positions[query], &names[label])?;
+    let query = picture(sources, sources.test, test.positions[query], &names[label])?;
     let shown = neighbours.iter().take(NEIGHBOURS).map(|neighbour| {
         let found = train.labels[neighbour.reference];
-        let picture = picture(sources.train, train.positions[neighbour.reference], &names[found])?;
+        let position = train.positions[neighbour.reference];
+        let picture = picture(sources, sources.train, position, &names[found])?;
         let mark = if found == label { "✓" } else { "✗" };
         Ok(html! {
             li class=(if found == label { "right" } else { "wrong" }) {
@@ -90,9 +91,15 @@ fn row(
     })
 }
 
-fn picture(collection: &Collection, position: usize, class: &str) -> Result<Markup, EvaluateError> {
+/// The image at `position` of `collection`, one of the two of `sources`.
+fn picture(
+    sources: &Sources<'_>,
+    collection: &Collection,
+    position: usize,
+    class: &str,
+) -> Result<Markup, EvaluateError> {
     let name = collection.name(position);
-    let uri = thumbnail(collection, position, SIDE_PX)?.uri;
+    let uri = thumbnail(collection, position, sources.decode, SIDE_PX)?.uri;
     Ok(html! { img src=(uri) alt=(format!("{class}, {name}")) title=(name); })
 }
 

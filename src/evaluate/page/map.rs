@@ -37,8 +37,9 @@ pub(super) fn section(sources: &Sources<'_>) -> Result<Markup, EvaluateError> {
     let plane = plane(&Embeddings::new(values, unit.dim())?);
     let places = places(&plane);
     let classes = sources.embedded.classes.names();
-    let thumbnails: Result<Vec<Thumbnail>, _> =
-        shown.iter().map(|i| thumbnail(sources.test, test.positions[*i], SIDE_PX)).collect();
+    let picture_of =
+        |index: &usize| thumbnail(sources.test, test.positions[*index], sources.decode, SIDE_PX);
+    let thumbnails: Result<Vec<Thumbnail>, _> = shown.iter().map(picture_of).collect();
     let label = format!(
         "Map of {} test images by their embeddings, each framed in the colour of its class",
         shown.len()

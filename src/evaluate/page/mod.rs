@@ -16,6 +16,7 @@ mod map;
 mod thumbnail;
 
 use super::{Embedded, EvaluateError, Report};
+use crate::decode;
 use crate::learner::history::Entry;
 use crate::source::collection::Collection;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -31,6 +32,8 @@ pub struct Sources<'a> {
     pub train: &'a Collection,
     /// Where the test images are.
     pub test: &'a Collection,
+    /// How they are decoded.
+    pub decode: &'a decode::Config,
     /// The run's history; empty where there is none.
     pub history: &'a [Entry],
     /// Seeds which images are shown.
@@ -138,8 +141,8 @@ mod tests {
         });
         let history: Vec<_> = (1..40).map(entry).collect();
         let (report, embedded, history) = (&report, &embedded, &history[..]);
-        let (train, test) = (&collection, &collection);
-        page(&Sources { report, embedded, train, test, history, seed: 1 }).unwrap()
+        let (train, test, decode) = (&collection, &collection, &decode::Config::default());
+        page(&Sources { report, embedded, train, test, decode, history, seed: 1 }).unwrap()
     }
 
     fn entry(step: u64) -> Entry {
@@ -288,7 +291,9 @@ mod tests {
             Embedded::new(&collection, &collection, &mut RawPixels, &Config::default()).unwrap();
         let report = embedded.report(0).unwrap();
         let (report, embedded, train, test) = (&report, &embedded, &collection, &collection);
-        let page = page(&Sources { report, embedded, train, test, history: &[], seed: 1 }).unwrap();
+        let decode = &decode::Config::default();
+        let sources = Sources { report, embedded, train, test, decode, history: &[], seed: 1 };
+        let page = page(&sources).unwrap();
         let xml = parse(&page);
         let document = document(&xml);
         let headings: Vec<_> = elements(&document, "h2").into_iter().map(text).collect();

@@ -20,18 +20,19 @@ pub(super) struct Thumbnail {
     pub(super) aspect: f64,
 }
 
-/// The image at `position` of `collection`, no side longer than `side_px`.
+/// The image at `position` of `collection`, decoded as `decode` says, no side longer than `side_px`.
 ///
 /// # Errors
 /// An image that can no longer be read or decoded.
 pub(super) fn thumbnail(
     collection: &Collection,
     position: usize,
+    decode: &decode::Config,
     side_px: u32,
 ) -> Result<Thumbnail, EvaluateError> {
     let bytes = collection.read(position)?;
     let name = || collection.name(position).to_owned();
-    let pixels = decode::decode(&bytes, None, &decode::Config::default())
+    let pixels = decode::decode(&bytes, None, decode)
         .map_err(|source| EvaluateError::Refused { name: name(), source })?;
     let aspect = f64::from(pixels.width_px) / f64::from(pixels.height_px);
     let Pixels { width_px, height_px, rgb } = shrink(pixels, side_px);
@@ -78,7 +79,8 @@ mod tests {
     fn the_data_is_the_image() {
         let folder = tempfile::tempdir().unwrap();
         let collection = crate::evaluate::fixtures::coloured(folder.path(), 1);
-        let Thumbnail { uri, aspect } = thumbnail(&collection, 2, 6).unwrap();
+        let decode = decode::Config::default();
+        let Thumbnail { uri, aspect } = thumbnail(&collection, 2, &decode, 6).unwrap();
         assert_eq!(aspect, 1.5);
         let jpeg = STANDARD.decode(uri.strip_prefix("data:image/jpeg;base64,").unwrap()).unwrap();
         let pixels = decode::decode(
@@ -93,5 +95,9 @@ mod tests {
             rgb.iter().zip([220_u8, 20, 20]).any(|(byte, expected)| byte.abs_diff(expected) > 12)
         });
         assert_eq!(far, None);
+        // What the run does not take is no picture either.
+        let narrow = decode::Config { max_pixels: 1, ..decode::Config::default() };
+        let error = thumbnail(&collection, 2, &narrow, 6).err().unwrap();
+        assert!(matches!(error, EvaluateError::Refused { .. }), "{error}");
     }
 }
