@@ -195,6 +195,7 @@ impl Config {
         self.drift.validate()?;
         self.server.validate()?;
         self.validate_deterministic()?;
+        self.validate_on_drift()?;
         self.validate_memory()
     }
 }

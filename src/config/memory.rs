@@ -97,15 +97,15 @@ impl Config {
         self.memory_with(spare.saturating_add(1).min(wanted))
     }
 
-    /// Refuses a ceiling that a run may need more than.
+    /// Refuses an encoder that cannot take its images, and a ceiling that a run may need more than.
     pub(super) fn validate_memory(&self) -> Result<(), Invalid> {
+        let plan = self.memory()?;
         let Some(ceiling) = self.run.max_memory_bytes else { return Ok(()) };
         let key = "run.max_memory_bytes";
         if self.run.deterministic {
             // Images of one partition that are ahead of another's wait outside of any queue.
             return Err(Invalid::new(key, ceiling, "unset with run.deterministic"));
         }
-        let plan = self.memory()?;
         let sum = plan.bytes();
         if sum <= ceiling {
             return Ok(());

@@ -38,6 +38,26 @@ impl Config {
         Ok(())
     }
 
+    /// A response needs what it responds to.
+    pub(super) fn validate_on_drift(&self) -> Result<(), Invalid> {
+        let on_drift = &self.learner.on_drift;
+        if self.drift.enabled {
+            return Ok(());
+        }
+        if on_drift.rate_factor != 1.0 {
+            let key = "learner.on_drift.rate_factor";
+            return Err(Invalid::new(key, on_drift.rate_factor, "1 without drift.enabled"));
+        }
+        if on_drift.warm_up {
+            return Err(Invalid::new(
+                "learner.on_drift.warm_up",
+                true,
+                "false without drift.enabled",
+            ));
+        }
+        Ok(())
+    }
+
     /// The side of the views that the encoder learns from, at least 8 px.
     pub fn view_side_px(&self) -> usize {
         let input_px = self.input.side_px;
@@ -79,5 +99,58 @@ impl Config {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each by the name of its key.
+    #[test]
+    fn what_hangs_on_time_is_refused_where_equal_streams_are_to_give_equal_weights() {
+        let base = "run.deterministic = true\nbatch.pace = \"fixed\"\ndrift.enabled = true";
+        Config::parse(base).unwrap();
+        for (key, value) in [
+            ("learner.schedule.end_after", "\"60s\""),
+            ("kafka.lag_target_records", "1000"),
+            ("learner.on_drift.rate_factor", "2.0"),
+            ("learner.on_drift.warm_up", "true"),
+        ] {
+            let error = Config::parse(&format!("{base}\n{key} = {value}")).unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
+        let error = Config::parse("run.deterministic = true").unwrap_err();
+        assert!(error.to_string().contains("batch.pace"), "{error}");
+    }
+    #[test]
+    fn a_response_to_drift_is_refused_where_drift_is_not_told() {
+        for (key, value) in
+            [("learner.on_drift.rate_factor", "2.0"), ("learner.on_drift.warm_up", "true")]
+        {
+            let text = format!("{key} = {value}");
+            let error = Config::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("drift.enabled"), "{error}");
+            Config::parse(&format!("{text}\ndrift.enabled = true")).unwrap();
+        }
+    }
+
+    /// What chose a side that the encoder does not take is named, with or without a ceiling of memory.
+    #[test]
+    fn a_side_that_the_encoder_does_not_take_is_refused_by_the_key_that_chose_it() {
+        let patches = "encoder.architecture = \"vit-tiny-patch32\"\n";
+        for (text, named) in [
+            ("input.side_px = 32", "augment.side_share = unset"),
+            ("input.side_px = 64\naugment.side_share = 0.4", "augment.side_share = 0.4"),
+            ("input.side_px = 24\naugment.side_share = 1.0", "input.side_px = 24"),
+            (
+                "input.side_px = 64\nobjective.kind = \"emp\"\nobjective.crop_side_px = 16",
+                "objective.crop_side_px = 16",
+            ),
+        ] {
+            let error = Config::parse(&format!("{patches}{text}")).unwrap_err().to_string();
+            assert!(error.contains(named) && error.contains("vit-tiny-patch32"), "{error}");
+        }
+        Config::parse(&format!("{patches}input.side_px = 64")).unwrap();
     }
 }

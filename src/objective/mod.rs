@@ -365,6 +365,27 @@ mod tests {
         }
     }
 
+    /// Weights of negatives change the loss of those that say so, and of no others.
+    #[test]
+    fn whoever_weighs_negatives_says_so() {
+        let all_alike = parts::negatives::NegativeWeights::new(&[7; N_IMAGES], 0, 0.0);
+        for config in Config::every_form() {
+            let loss = |negatives| {
+                let mut toy = Toy::new(&config);
+                toy.with_batch(|objective, batch| {
+                    // Queues hold other images then, and what they look like.
+                    let ids = IDS.map(|id| id + 100);
+                    let before = Batch { ids: &ids, negatives, ..*batch };
+                    objective.after_step(&before, Elapsed::default()).unwrap();
+                    let batch = Batch { negatives, ..*batch };
+                    objective.loss(&batch).unwrap().to_scalar::<f32>().unwrap()
+                })
+            };
+            let weighs = Toy::new(&config).objective.weighs_negatives();
+            assert_eq!(loss(Some(&all_alike)) != loss(None), weighs, "{config:?}");
+        }
+    }
+
     /// `loss` changes nothing, `after_step` all that `state` names; both go through arrays.
     #[test]
     fn what_moves_after_a_step_is_the_state_and_nothing_else_moves() {

@@ -1,6 +1,7 @@
 //! What an encoder needs while it learns and while it serves.
 
 use super::{Part, product};
+use crate::augment::Side;
 use crate::config::Config;
 use crate::device::Precision;
 use crate::encoder::{Plan, WeightSpec};
@@ -54,7 +55,7 @@ impl Needs {
         let moments: usize = plan.moments.iter().map(|moments| 2 * moments.channels).sum();
         let weights = (plan.weights.iter().map(numbers).sum::<usize>() + moments) as u64;
         let served = Served::most_numbers(&plan, config.input.side_px);
-        let served = served.map_err(|error| unfit(config, config.input.side_px, &error))? as u64;
+        let served = served.map_err(|error| unfit_input(config, &error))? as u64;
 
         let has_past = config.learner.alignment.weight > 0.0;
         let has_served = config.snapshot.average_momentum > 0.0;
@@ -128,7 +129,8 @@ impl Seen {
             let side_px = group.side.px(config.view_side_px());
             let n_views = config.batch.images * group.views_per_image;
             let activations = Tape::most_numbers(plan, n_views, side_px);
-            seen.activations += activations.map_err(|error| unfit(config, side_px, &error))? as u64;
+            seen.activations +=
+                activations.map_err(|error| unfit_view(config, group.side, &error))? as u64;
             seen.views += product([n_views as u64, 3, side_px as u64, side_px as u64]);
             seen.rows += n_views as u64;
         }
@@ -147,8 +149,27 @@ fn total(parts: [u64; 3]) -> u64 {
     parts.into_iter().fold(0, u64::saturating_add)
 }
 
-fn unfit(config: &Config, side_px: usize, error: &candle_core::Error) -> Invalid {
-    let architecture = config.encoder.architecture;
-    let allowed = format!("a side that encoder.architecture {architecture} takes: {error}");
-    Invalid::new("input.side_px", side_px, allowed)
+/// Names whatever chose the side of views that the encoder does not take.
+fn unfit_view(config: &Config, side: Side, error: &candle_core::Error) -> Invalid {
+    let (input_px, view_px) = (config.input.side_px, config.view_side_px());
+    let side_px = side.px(view_px);
+    match config.objective.own_side() {
+        Some((key, own)) if own == side => Invalid::new(key, side_px, taken(config, error)),
+        _ if side_px == input_px => unfit_input(config, error),
+        _ => {
+            let share = config.augment.side_share;
+            let share = share.map_or("unset".to_owned(), |share| share.to_string());
+            let allowed =
+                format!("such that views, of {side_px} px here, are of {}", taken(config, error));
+            Invalid::new("augment.side_share", share, allowed)
+        }
+    }
+}
+
+fn unfit_input(config: &Config, error: &candle_core::Error) -> Invalid {
+    Invalid::new("input.side_px", config.input.side_px, taken(config, error))
+}
+
+fn taken(config: &Config, error: &candle_core::Error) -> String {
+    format!("a side that encoder.architecture {} takes: {error}", config.encoder.architecture)
 }
