@@ -34,9 +34,10 @@ use zune_jpeg::zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options:
 use zune_jpeg::{JpegDecoder, errors::DecodeErrors};
 
 /// The most scan headers of a file that zune-jpeg decodes. It stops by itself after 100 scans, but only
-/// in progressive files. Files have some tens at most; 16 MiB of other data, as a film behind the picture,
-/// have 256 by chance.
+/// in progressive files. Files have some tens at most; of other data, as a film behind the picture, 64 KiB
+/// have one by chance.
 const MOST_SCANS: usize = 1000;
+const MOST_SCANS_BYTES: usize = 16 << 10;
 
 /// Decodes `bytes`; the orientation is still to be applied.
 pub(super) fn decode(bytes: &[u8], config: &Config) -> Result<(Pixels, Orientation), Refusal> {
@@ -90,8 +91,8 @@ enum Flaw {
     ShortFrame { length: usize },
     #[error("the decoder finds {width_px} x {height_px} pixels, the first frame header has others")]
     OtherFrame { width_px: usize, height_px: usize },
-    #[error("there are {n_scans} scan headers, allowed are {most}", most = MOST_SCANS)]
-    Scans { n_scans: usize },
+    #[error("there are {n_scans} scan headers, allowed are {most}")]
+    Scans { n_scans: usize, most: usize },
 }
 
 /// A variant of JPEG that the decoder lacks.
@@ -173,7 +174,8 @@ fn check_scans(bytes: &[u8]) -> Result<(), Flaw> {
     const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
 
     let n_scans = bytes.windows(2).filter(|pair| *pair == START_OF_SCAN).count();
-    if n_scans > MOST_SCANS { Err(Flaw::Scans { n_scans }) } else { Ok(()) }
+    let most = MOST_SCANS.max(bytes.len() / MOST_SCANS_BYTES);
+    if n_scans > most { Err(Flaw::Scans { n_scans, most }) } else { Ok(()) }
 }
 
 /// What the last Exif segment before the scan holds.

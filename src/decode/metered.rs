@@ -42,6 +42,14 @@ impl Read for Metered<'_> {
         self.count(bytes);
         Ok(bytes)
     }
+
+    /// In one piece, as some decoders ask for each pixel.
+    fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        self.check()?;
+        self.file.read_exact(buffer)?;
+        self.count(buffer.len());
+        Ok(())
+    }
 }
 
 impl BufRead for Metered<'_> {

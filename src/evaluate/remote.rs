@@ -3,6 +3,7 @@
 use super::{Embedder, Embeddings, EvaluateError, Example};
 use serde::Deserialize;
 use std::time::Duration;
+use tracing::warn;
 use ureq::Body;
 use ureq::http::{Response, StatusCode, header::RETRY_AFTER};
 
@@ -100,9 +101,13 @@ impl Remote {
             if !is_for_now || retries == RETRIES {
                 return Ok(response);
             }
-            retries += 1;
             let said = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-            std::thread::sleep(wait(said));
+            let wait = wait(said);
+            if retries == 0 {
+                warn!(endpoint = self.endpoint, status = %response.status(), ?wait, "asked again");
+            }
+            retries += 1;
+            std::thread::sleep(wait);
         }
     }
 

@@ -112,6 +112,11 @@ impl Refused {
             Self::AccuracyFell { .. } => "accuracy_fell",
         }
     }
+
+    /// Whether it says as much of an encoder that is looked at by too few images, see [`can_tell`].
+    pub fn holds_for_few(&self) -> bool {
+        matches!(self, Self::NotFinite | Self::AccuracyFell { .. })
+    }
 }
 
 /// How well a candidate tells labelled images, beside the version that serves: on the same images.

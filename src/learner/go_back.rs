@@ -74,6 +74,7 @@ impl Learner {
         let to_step = self.trainer.progress().steps;
         let Memory { replay, repeats, pending, tracker, counts } = memory;
         (self.replay, self.repeats, self.pending) = (replay, repeats, pending);
+        self.unreadable.clear();
         let here = self.recount(counts);
         self.arrivals.go_back(tracker, here);
         self.publisher.went_back(to_step)?;

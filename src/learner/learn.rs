@@ -1,6 +1,7 @@
 //! One batch: the loss of the weights as they are, whether to step down it, and what becomes known by it.
 
 use super::page_hinkley::Rise;
+use super::probe::Probe;
 use super::trainer::StepReport;
 use super::{Learner, health};
 use crate::augment::ViewGroup;
@@ -40,7 +41,11 @@ impl Learner {
             && self.views.groups.first().is_some_and(is_input)
             && negatives.as_ref().is_none_or(differ);
         let probe_len = ids.len() * self.views.preprocess.input_len();
-        let probe = is_probe.then(|| (views[..probe_len].to_vec(), ids.len()));
+        let probe = is_probe.then(|| Probe {
+            views: views[..probe_len].to_vec(),
+            n_images: ids.len(),
+            can_tell: true,
+        });
         let look = self.trainer.look(views, &ids, negatives.as_ref()).context("training step")?;
         let weights = negatives.as_ref().filter(|_| self.trainer.weighs_negatives());
         let share = weights.map_or(1.0, NegativeWeights::share);

@@ -20,6 +20,7 @@ pub mod on_drift;
 mod open;
 pub mod optimizer;
 pub mod page_hinkley;
+mod probe;
 mod publish;
 mod refuse;
 mod run;
@@ -59,6 +60,7 @@ use page_hinkley::PageHinkley;
 use publish::Publisher;
 use serde::{Deserialize, Serialize};
 use state::State;
+use std::collections::HashSet;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -148,6 +150,8 @@ pub struct Learner {
     /// Where the buffer wants to know what images look like.
     sketcher: Option<Sketcher>,
     repeats: Repeats,
+    /// Kept images that no longer decode, by id, as far as a look at a candidate has met them.
+    unreadable: HashSet<u64>,
     /// The weight of near-duplicates among negatives.
     near_duplicates: f32,
     /// See [`memory::Memory::pending`].

@@ -28,6 +28,7 @@ use crate::replay::sketch::Sketcher;
 use crate::snapshot::{self, Registry, Snapshot};
 use crate::source::{Control, Told};
 use anyhow::Result;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -139,6 +140,7 @@ impl Learner {
             replay,
             sketcher,
             repeats,
+            unreadable: HashSet::new(),
             near_duplicates: settings.near_duplicates,
             pending,
             shape,

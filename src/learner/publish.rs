@@ -2,6 +2,7 @@
 
 use super::Observer;
 use super::history::{Candidate, History};
+use super::probe::Probe;
 use super::stable::Stable;
 use super::trainer::{StepReport, Trainer};
 use super::vitals::Freshness;
@@ -28,6 +29,15 @@ pub(super) struct Done {
     pub(super) changes: u64,
 }
 
+/// What becomes of a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    WentLive,
+    Refused,
+    /// There was too little to check it on.
+    PutOff,
+}
+
 /// Publishes the encoder.
 pub(super) struct Publisher {
     config: snapshot::Config,
@@ -45,8 +55,8 @@ pub(super) struct Publisher {
     last_step: u64,
     /// The version published last, over restarts.
     version: Option<String>,
-    /// Why candidates are put off, once that is said.
-    put_off: Option<&'static str>,
+    /// Whether candidates are put off, once that is said.
+    puts_off: bool,
     /// Broker timestamps of images learned since the last publication.
     waiting_ms: Vec<i64>,
     freshness: Freshness,
@@ -75,7 +85,7 @@ impl Publisher {
             last_at: Instant::now(),
             last_step: 0,
             version: None,
-            put_off: None,
+            puts_off: false,
             waiting_ms: vec![],
             freshness: Freshness::default(),
             published: 0,
@@ -115,15 +125,18 @@ impl Publisher {
         step > self.last_step
     }
 
-    /// Leaves the candidate of `step` for later, as nothing is there to check it on; says so of the first in a row.
-    pub(super) fn put_off(&mut self, step: u64, reason: &'static str) {
-        if self.put_off.replace(reason) != Some(reason) {
-            warn!(step, reason, "no encoder goes live as long as none can be checked");
+    /// Leaves the candidate of `step` for later, as too little is there to check it on; says so of the first in a row.
+    pub(super) fn put_off(&mut self, step: u64) {
+        if !std::mem::replace(&mut self.puts_off, true) {
+            warn!(
+                step,
+                "too few different images are kept to tell whether an encoder has collapsed, and none goes live \
+                 meanwhile: see replay.policy, replay.max_bytes, replay.duplicate_window"
+            );
         }
     }
 
-    /// Takes a snapshot, checks it on `probe`, flat `[N, H, W, C]`, and makes it the latest if it
-    /// passes. Returns whether it did; `monitors` are for the history.
+    /// Takes a snapshot, checks it on `probe` and makes it the latest if it passes; `monitors` are for the history.
     ///
     /// # Errors
     /// Whatever the device or the snapshot folder report; a candidate that does not pass is none.
@@ -131,11 +144,11 @@ impl Publisher {
         &mut self,
         trainer: &Trainer,
         Done { images_learned, changes }: Done,
-        (probe, n_probe): (&[f32], usize),
+        probe: &Probe,
         monitors: Option<Figures>,
-    ) -> Result<bool> {
+    ) -> Result<Outcome> {
         let step = trainer.progress().steps;
-        (self.last_at, self.last_step, self.put_off) = (Instant::now(), step, None);
+        (self.last_at, self.last_step) = (Instant::now(), step);
         let parent = self.version.clone();
         let provenance = Provenance { step, images_learned, changes, created_ms: now_ms(), parent };
         let arrays = trainer.served()?;
@@ -147,15 +160,23 @@ impl Publisher {
             encoded.snapshot.provenance.parent = None;
         }
         let encoder = &encoded.snapshot.encoder;
-        let embeddings = encoder.embed(probe.to_vec(), n_probe)?;
+        let embeddings = encoder.embed(probe.views.clone(), probe.n_images)?;
         let compare = || self.observers.iter().find_map(|one| one.compare(&encoded.snapshot));
         let (looks, passed) = self.gate.check(embeddings, encoder.feature_dim(), compare);
         if let Some(accuracy) = looks.accuracy {
             gauge!("selfstream_candidate_knn_ratio").set(accuracy.candidate);
         }
-        let probe = (probe, n_probe);
+        if let Err(refused) = &passed
+            && !probe.can_tell
+            && !refused.holds_for_few()
+        {
+            self.put_off(step);
+            return Ok(Outcome::PutOff);
+        }
+        self.puts_off = false;
+        let reference = (&probe.views[..], probe.n_images);
         let overlap = match passed {
-            Ok(()) => self.stable.overlap_with(&encoded.snapshot, probe)?,
+            Ok(()) => self.stable.overlap_with(&encoded.snapshot, reference)?,
             Err(_) => None,
         };
         if let Some(history) = &mut self.history {
@@ -172,7 +193,7 @@ impl Publisher {
             counter!("selfstream_snapshots_refused_total", "reason" => reason).increment(1);
             self.events.tell(Event::Refused { step, reason });
             self.stable.refused();
-            return Ok(false);
+            return Ok(Outcome::Refused);
         }
         gauge!("selfstream_embedding_spread_ratio").set(looks.spread);
         gauge!("selfstream_embedding_rankme_ratio").set(looks.rank);
@@ -183,7 +204,7 @@ impl Publisher {
             encoded.write(dir, self.config.keep, &self.stable.spared())?;
         }
         self.go_live(encoded.snapshot);
-        Ok(true)
+        Ok(Outcome::WentLive)
     }
 
     fn go_live(&mut self, snapshot: Snapshot) {
@@ -312,11 +333,17 @@ mod tests {
         .after(Some(version.to_owned()))
     }
 
+    /// What becomes of a candidate that is looked at by two views of one image.
+    fn outcome(publisher: &mut Publisher, trainer: &Trainer, can_tell: bool) -> Outcome {
+        let views = vec![0.5; 2 * SIDE_PX * SIDE_PX * 3];
+        let done = Done { images_learned: 9, changes: 1 };
+        let probe = Probe { views, n_images: 2, can_tell };
+        publisher.publish(trainer, done, &probe, None).unwrap()
+    }
+
     /// Publishes what `trainer` has; the provenance that it goes live with, and its name.
     fn published(publisher: &mut Publisher, trainer: &Trainer) -> (Provenance, String) {
-        let probe = vec![0.5; 2 * SIDE_PX * SIDE_PX * 3];
-        let done = Done { images_learned: 9, changes: 1 };
-        assert!(publisher.publish(trainer, done, (&probe, 2), None).unwrap());
+        assert_eq!(outcome(publisher, trainer, false), Outcome::WentLive);
         let snapshot = publisher.registry.latest().unwrap();
         (snapshot.provenance.clone(), snapshot.version.clone())
     }
@@ -343,10 +370,23 @@ mod tests {
     fn a_candidate_put_off_is_none_that_was_taken() {
         let mut publisher = publisher(None, "earlier");
         assert!(publisher.is_due(200));
-        publisher.put_off(200, "nothing is there");
+        publisher.put_off(200);
         assert!(publisher.is_due(200) && publisher.is_behind(200));
         assert_eq!((publisher.published(), publisher.served()), (0, None));
         published(&mut publisher, &trainer());
-        assert_eq!((publisher.published(), publisher.put_off), (1, None));
+        assert_eq!((publisher.published(), publisher.puts_off), (1, false));
+    }
+
+    /// Views of one image lie together whatever the encoder; that they lie apart would say something.
+    #[test]
+    fn of_few_images_a_refusal_by_their_looks_puts_off_and_a_pass_counts() {
+        let trainer = trainer();
+        let strict = gate::Config { min_spread: 0.5, ..Default::default() };
+        for (can_tell, expected) in [(true, Outcome::Refused), (false, Outcome::PutOff)] {
+            let mut publisher = publisher(None, "earlier");
+            publisher.gate = Gate::new(&strict, gate::Memory::default());
+            assert_eq!(outcome(&mut publisher, &trainer, can_tell), expected);
+            assert_eq!(publisher.puts_off, !can_tell);
+        }
     }
 }

@@ -1,24 +1,19 @@
 //! The learner's loop: arrivals to batches, batches to steps, steps to snapshots and checkpoints.
 
 use super::Learner;
-use super::publish::Done;
+use super::probe::Probe;
+use super::publish::{Done, Outcome};
 use super::vitals::{Summary, Vitals};
-use crate::augment::ViewGroup;
-use crate::batch::assemble::{Batch, Order, ViewSpec, assemble, unreadable};
+use crate::batch::assemble::{Batch, Order, unreadable};
 use crate::batch::{Decision, Supply, decide};
 use crate::checkpoint::Counts;
-use crate::gate;
 use crate::gate::monitor::Figures;
+use crate::replay::repeats::Repeats;
 use crate::replay::{self, Entry, Policy};
 use anyhow::Result;
 use metrics::gauge;
 use std::collections::HashSet;
 use tracing::{debug, info, warn};
-
-/// Why a candidate cannot be checked.
-const TOO_FEW: &str = "too few different images are kept to tell whether it has collapsed \
-    (replay.policy, replay.max_bytes, replay.duplicate_window)";
-const UNREADABLE: &str = "an image that is kept no longer decodes";
 
 impl Learner {
     /// A restored encoder serves at once, if it passes the gate.
@@ -26,47 +21,27 @@ impl Learner {
         if self.trainer.progress().steps == 0 { Ok(()) } else { self.publish(None) }
     }
 
-    /// Publishes the encoder as it is, checked on `probe`, views of as many images, or on replayed ones; where there
-    /// are none to check it on, it is left for later.
-    pub(super) fn publish(&mut self, probe: Option<(Vec<f32>, usize)>) -> Result<()> {
+    /// Publishes the encoder as it is, checked on `probe` or on replayed images; where there are none to check it on,
+    /// or too few to tell, it may be left for later.
+    pub(super) fn publish(&mut self, probe: Option<Probe>) -> Result<()> {
         let step = self.trainer.progress().steps;
-        let probe = probe.map_or_else(|| self.replayed_probe(), Ok);
-        let (probe, n_probe) = match probe {
-            Ok(probe) => probe,
-            Err(reason) => {
-                self.publisher.put_off(step, reason);
-                return Ok(());
-            }
+        let Some(probe) = probe.or_else(|| self.replayed_probe()) else {
+            self.publisher.put_off(step);
+            return Ok(());
         };
         let monitors = self.window.figures();
         monitors.iter().for_each(Figures::show);
         let learned = self.counts().learned;
-        let probe = (&probe[..], n_probe);
         let done = Done { images_learned: learned, changes: self.on_drift.changes() };
-        let has_passed = self.publisher.publish(&self.trainer, done, probe, monitors)?;
+        let has_passed = match self.publisher.publish(&self.trainer, done, &probe, monitors)? {
+            Outcome::WentLive => true,
+            Outcome::Refused => false,
+            Outcome::PutOff => return Ok(()),
+        };
         if self.health.judged(step, has_passed) {
             self.publisher.forget_usual();
         }
         Ok(())
-    }
-
-    /// Views of as many kept images as a batch has, some twice where there are fewer; or why there are none.
-    fn replayed_probe(&self) -> Result<(Vec<f32>, usize), &'static str> {
-        let step = self.trainer.progress().steps;
-        let kept = match self.replay.entries() {
-            [] => &self.pending[..],
-            entries => entries,
-        };
-        if !gate::can_tell(kept.len(), self.batch.images) {
-            return Err(TOO_FEW);
-        }
-        let replayed = replay::draw_from(kept, self.batch.images, self.views.seed, step);
-        let n_probe = replayed.len();
-        let groups = vec![ViewGroup::alike(1)];
-        let views = ViewSpec { groups, fingerprints: false, ..self.views.clone() };
-        let batch = assemble(&views, Order { step, fresh: vec![], replayed });
-        // Whatever no longer decodes is dropped by a batch that meets it, so that draws hang on steps alone.
-        if batch.unreadable.is_empty() { Ok((batch.views, n_probe)) } else { Err(UNREADABLE) }
     }
 
     /// Learns until it is told to stop, then publishes and writes a last checkpoint.
@@ -118,6 +93,9 @@ impl Learner {
         let is_kept = |entry: &Entry| !ids.contains(&entry.id());
         self.replay.retain(&is_kept);
         self.pending.retain(is_kept);
+        self.unreadable.clear();
+        // What looks like one of those that are gone is to be kept.
+        self.repeats = Repeats::new(self.shape.replay.duplicate_window, self.shape.duplicate_bits);
         for (origin, refusal) in &dropped {
             debug!(%origin, %refusal, "dropped from the replay buffer");
         }

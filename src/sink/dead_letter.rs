@@ -87,6 +87,8 @@ impl DeadLetters {
             // A dead letter is tried until it is through: giving up would lose the record.
             .set("message.timeout.ms", "0")
             .set("message.max.bytes", LETTER_BYTES.to_string())
+            // What the broker finds too large is a batch: a letter that is not is not to suffer for others.
+            .set("batch.num.messages", "1")
             // Bounds memory while the broker is away.
             .set("queue.buffering.max.kbytes", QUEUE_KBYTES.to_string())
             .set("compression.type", "none");

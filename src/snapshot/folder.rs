@@ -106,8 +106,14 @@ pub(super) fn put(path: &Path, bytes: &[u8], provenance: &Provenance) -> Result<
     write_atomically(path, bytes)?;
     let kept = kept(dir)?;
     let before = kept.iter().find(|kept| kept.path == path).map(|kept| &kept.beside.provenance);
-    let first = before.filter(|before| before.step == provenance.step);
-    let provenance = first.unwrap_or(provenance).clone();
+    let mut provenance = match before {
+        Some(before) if before.step == provenance.step => before.clone(),
+        _ => provenance.clone(),
+    };
+    if provenance.parent.is_none() {
+        // It has not moved since, and comes after what it came after then.
+        provenance.parent = before.and_then(|before| before.parent.clone());
+    }
     let publication = kept.first().map_or(0, |newest| newest.beside.publication) + 1;
     let beside = Beside { publication, provenance };
     write_atomically(&path.with_extension(PROVENANCE), &serde_json::to_vec_pretty(&beside)?)?;
@@ -224,8 +230,10 @@ mod tests {
         assert_eq!(provenance_of(&path).unwrap(), first);
         assert_eq!(newest(dir.path()).unwrap(), path);
         // Equal weights of another step are another run's, or have not moved.
-        let later = provenance(6, 4000);
+        let later = Provenance { parent: Some(name(8)), ..provenance(6, 4000) };
         assert_eq!(put(&path, b"weights", &later).unwrap(), later);
+        let unmoved = put(&path, b"weights", &provenance(7, 5000)).unwrap();
+        assert_eq!(unmoved, Provenance { parent: later.parent, ..provenance(7, 5000) });
     }
 
     #[test]

@@ -40,6 +40,13 @@ pub(super) struct Args {
     pub(super) config: Option<PathBuf>,
 }
 
+impl Args {
+    /// Whether any encoder of this process is asked for.
+    pub(super) fn computes(&self) -> bool {
+        self.floors || self.supervised.is_some() || self.supervised_steps.is_some()
+    }
+}
+
 pub(super) struct Beside<'a> {
     pub(super) args: &'a Args,
     /// The run that the encoder comes from.

@@ -78,8 +78,11 @@ pub(super) fn run(args: Args) -> Result<()> {
 fn measure(args: &Args) -> Result<()> {
     let started = Instant::now();
     let run = Config::load(args.beside.config.as_deref())?;
-    // The choice holds once in a process: it comes before whatever decodes or embeds.
-    run.run.instructions.choose()?;
+    // The choice holds once in a process: it comes before whatever decodes or embeds. What a server embeds is not of
+    // this process.
+    if args.encoder.url.is_none() || args.beside.computes() {
+        run.run.instructions.choose()?;
+    }
     let train = Collection::open(&args.train).context("--train")?;
     let test = Collection::open(&args.test).context("--test")?;
     let config = evaluate::Config {
@@ -256,6 +259,12 @@ mod tests {
             let error = measure(&args).unwrap_err().to_string();
             assert!(error.contains("run.instructions"), "{error}");
         }
+        // What a server embeds is not for this process to compute; none is there.
+        let url = ["--url", "http://127.0.0.1:1"];
+        let cli = Cli::try_parse_from([&command[..], &url].concat()).unwrap();
+        let Command::Evaluate(args) = cli.command else { panic!("another command") };
+        let error = format!("{:#}", measure(&args).unwrap_err());
+        assert!(error.contains("127.0.0.1:1") && !error.contains("run.instructions"), "{error}");
     }
 
     #[test]

@@ -17,6 +17,8 @@ use tracing::{error, info, warn};
 
 /// How long one question to the broker may take before it is asked again.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the broker may take to say whether what is owed can be begun: others are not read meanwhile.
+const OWED_TIMEOUT: Duration = Duration::from_millis(200);
 /// As if the broker had all that there could be of a partition.
 const ALL_THERE_COULD_BE: (i64, i64) = (0, i64::MAX);
 
@@ -46,7 +48,7 @@ impl Context {
         consumer: &BaseConsumer<Self>,
         assigned: &TopicPartitionList,
     ) -> TopicPartitionList {
-        let mut extents = Extents::new(consumer, AGAIN);
+        let mut extents = Extents::new(consumer, OWED_TIMEOUT);
         let mut owed = TopicPartitionList::new();
         for partition in partitions_of(assigned) {
             let Partition { topic, partition: number } = &partition;
@@ -54,6 +56,8 @@ impl Context {
                 owed.add_partition(topic, *number);
             }
         }
+        // What took long is not asked again at once.
+        self.holding.owe(vec![]);
         owed
     }
 
@@ -125,9 +129,9 @@ impl Context {
         known: &[Partition],
     ) -> KafkaResult<Asked> {
         let is_listed = |p: &&Partition| list.find_partition(&p.topic, p.partition).is_some();
-        let is_kept = |p: &&Partition| self.holding.generation(p).is_some();
+        let is_ours = |p: &Partition| self.holding.generation(p).is_some() || self.holding.owes(p);
         let others: Vec<&Partition> =
-            known.iter().filter(|p| !is_listed(p) && !is_kept(p)).collect();
+            known.iter().filter(|p| !is_listed(p) && !is_ours(p)).collect();
         let mut asked = TopicPartitionList::new();
         for element in list.elements() {
             asked.add_partition(element.topic(), element.partition());

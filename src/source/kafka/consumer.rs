@@ -15,6 +15,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::TopicPartitionList;
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,6 +73,7 @@ fn read(config: &Config, max_value_bytes: usize, lag: &Lag, link: &mut Link) -> 
         pace: Pace::new(config.lag_target_records),
         not_read: config.written().map(|(_, topic)| topic).collect(),
         max_value_bytes,
+        has_lost_place: Cell::new(false),
     };
     while !stop.is_cancelled() {
         reader.hear(told)?;
@@ -101,6 +103,8 @@ struct Reader<'a> {
     not_read: Vec<&'a str>,
     /// Longer values are not copied.
     max_value_bytes: usize,
+    /// Whether a place was gone at the broker, and partitions are still to begin again for it.
+    has_lost_place: Cell<bool>,
 }
 
 impl Reader<'_> {
@@ -115,6 +119,7 @@ impl Reader<'_> {
                 Told::WentBack => (newest, went_back) = (None, true),
             }
         }
+        self.realign_in_time()?;
         if went_back {
             self.begin_again(&self.consumer.assignment().context("assignment")?)?;
         } else if self.consumer.context().holding.is_time_to_begin() {
@@ -217,7 +222,8 @@ impl Reader<'_> {
         }
         let code = error.rdkafka_error_code();
         if code == Some(RDKafkaErrorCode::AutoOffsetReset) {
-            return self.realign();
+            self.has_lost_place.set(true);
+            return self.realign_in_time();
         }
         let kind = code.map_or_else(|| error.to_string(), |code| format!("{code:?}"));
         if self.consumer.context().quiet.admits(&kind) {
@@ -226,8 +232,13 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Our place is gone at the broker: begins each partition again inside what it has.
-    fn realign(&self) -> Result<()> {
+    /// Where our place is gone at the broker, begins each partition again inside what it has. Seldom, as it drops what
+    /// is in flight of all of them, and one that cannot be begun yet may say so again at once.
+    fn realign_in_time(&self) -> Result<()> {
+        if !self.has_lost_place.get() || !self.consumer.context().quiet.admits("realigning") {
+            return Ok(());
+        }
+        self.has_lost_place.set(false);
         let assigned = self.consumer.assignment().context("assignment")?;
         self.consumer.context().release(self.consumer, &assigned);
         self.begin_again(&assigned)

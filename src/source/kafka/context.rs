@@ -112,12 +112,12 @@ pub(super) fn wait_or_stop(runtime: &Handle, stop: &CancellationToken, time: Dur
     });
 }
 
-/// Lets one line of each kind through in a while.
+/// Lets one thing of each kind through in a while, as a line in the log.
 #[derive(Default)]
 pub(super) struct RateLimit(Mutex<HashMap<String, Instant>>);
 
 impl RateLimit {
-    /// Whether a line of this kind may be written now.
+    /// Whether one of this kind is let through now.
     pub(super) fn admits(&self, kind: &str) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = last.get(kind).is_none_or(|last| last.elapsed() >= LOG_EVERY);
