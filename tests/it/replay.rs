@@ -2,17 +2,13 @@
 
 use crate::harness::{Program, png};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Whatever is kept, an encoder goes live while it learns: there is always something to look at it by.
 #[test]
 fn every_policy_publishes_while_it_learns() {
     let dir = tempfile::tempdir().unwrap();
-    let images = dir.path().join("images");
-    std::fs::create_dir(&images).unwrap();
-    for index in 0..60 {
-        std::fs::write(images.join(format!("{index}.png")), png(index, 16)).unwrap();
-    }
+    let images = images(dir.path(), 60, &[16]);
     for policy in ["none", "fifo", "reservoir", "min-red", "centroid"] {
         let of_policy = dir.path().join(policy);
         std::fs::create_dir(&of_policy).unwrap();
@@ -23,6 +19,19 @@ fn every_policy_publishes_while_it_learns() {
         // Each step but the first looks at the weights of the one before; the end at the last.
         assert_eq!(published, steps, "{policy}: {log}");
     }
+}
+
+/// A folder of so many images of each side.
+fn images(dir: &Path, n_images: u64, sides_px: &[u32]) -> PathBuf {
+    let images = dir.join("images");
+    std::fs::create_dir(&images).unwrap();
+    for index in 0..n_images {
+        for &side_px in sides_px {
+            let name = format!("{index}-{side_px}.png");
+            std::fs::write(images.join(name), png(index, side_px)).unwrap();
+        }
+    }
+    images
 }
 
 /// Learns from `images` until so many have been learned, in the same folders each time; the summary and the log.
@@ -46,14 +55,7 @@ fn learn(dir: &Path, images: &Path, settings: &str, stop_after: &str) -> (Value,
 #[test]
 fn replayed_images_beyond_a_tighter_limit_are_dropped_and_told() {
     let dir = tempfile::tempdir().unwrap();
-    let images = dir.path().join("images");
-    std::fs::create_dir(&images).unwrap();
-    for index in 0..30 {
-        for side_px in [16, 24] {
-            let name = format!("{index}-{side_px}.png");
-            std::fs::write(images.join(name), png(index, side_px)).unwrap();
-        }
-    }
+    let images = images(dir.path(), 30, &[16, 24]);
     let told = "replayed images no longer decode";
     let (first, first_log) = learn(dir.path(), &images, "", "60");
     assert_eq!(first["images_learned"], 60, "{first}");

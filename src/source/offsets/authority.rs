@@ -10,7 +10,7 @@
 //!
 //! For this to be exact, (1) whatever changes which partitions a learner has is a checkpoint that is committed
 //! whole, all partitions in one request, before it reads on; (2) the checkpoint that was committed last
-//! is kept, however many are newer.
+//! is kept, or a newer one that ends where it does, however many are newer.
 
 use super::{NextOffsets, Partition};
 
