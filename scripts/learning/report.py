@@ -27,7 +27,8 @@ DIFFERENCES = [
     *((f"A {kind}{longer}", "A pixels", "knn")
       for longer in ("", ", 10 minutes") for kind in ("sigmoid", "instance", "vicreg", "emp")),
     *((f"A rotation{longer}", "A untrained", "knn") for longer in ("", ", 10 minutes")),
-    *((f"B replay {policy}", "B replay none", "knn") for policy in ("fifo", "reservoir", "min-red", "centroid")),
+    *((f"B replay {policy}{budget}", "B replay none", "knn")
+      for budget in ("", ", 2 MB") for policy in ("fifo", "reservoir", "min-red", "centroid")),
     ("B replay reservoir, aligned", "B replay reservoir", "knn"),
     ("C drift", "C shuffled", "domains"),
     ("D bursts", "A sigmoid", "knn"),

@@ -83,6 +83,10 @@ ROWS = [
     # Streams that are not shuffled, not clean, or repeat themselves.
     *(minutes(f"B replay {policy}", 3, "B", replay={"policy": policy}, **objective("sigmoid"))
       for policy in ["none", "fifo", "reservoir", "min-red", "centroid"]),
+    # All of the stream fits into the default buffer, where the policies keep the same; a tenth fits into this one.
+    *(minutes(f"B replay {policy}, 2 MB", 3, "B", replay={"policy": policy, "max_bytes": 2_000_000},
+              **objective("sigmoid"))
+      for policy in ["fifo", "reservoir", "min-red", "centroid"]),
     minutes("B replay reservoir, aligned", 3, "B", replay={"policy": "reservoir"}, **objective("sigmoid"), **ALIGNED),
     minutes("C drift", 3, "C", input={"side_px": 48}, **objective("sigmoid")),
     minutes("C shuffled", 3, "C shuffled", input={"side_px": 48}, **objective("sigmoid")),
