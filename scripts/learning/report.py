@@ -24,6 +24,7 @@ DIFFERENCES = [
       for longer in ("", ", 10 minutes") for kind in ("simclr", "moco", "byol")),
     ("A simclr", "A simclr of PyTorch, views of half the side", "knn"),
     ("A sigmoid", "A simclr", "knn"),
+    ("A sigmoid, no declared end", "A sigmoid", "knn"),
     *((f"A {kind}{longer}", "A pixels", "knn")
       for longer in ("", ", 10 minutes") for kind in ("sigmoid", "instance", "vicreg", "emp")),
     *((f"A rotation{longer}", "A untrained", "knn") for longer in ("", ", 10 minutes")),
@@ -138,7 +139,7 @@ def supervised(lines):
         both = paired or [(ours, theirs) for ours in lines[without] for theirs in lines[row.name]]
         if both:
             apart = statistics.mean(ours["linear"] - theirs["linear"] for ours, theirs in both)
-            where = "" if paired else ", of other machines,"
+            where = "" if paired else ", of other seeds or machines,"
             text += f" {without}'s linear probe{where} is {apart:+.3f} from its own."
         yield text
 
