@@ -117,7 +117,9 @@ def drift(lines):
         found = [line["classes"] for line in lines[name]]
         if found:
             average, fallen = ([run[key] for run in found] for key in ("average", "forgetting"))
-            text.append(f"- {name}: average accuracy over the pairs learned so far "
+            # A seed is an order of the classes, and some orders are harder.
+            seeds = " ".join(str(line["seed"]) for line in lines[name])
+            text.append(f"- {name}, seeds {seeds}: average accuracy over the pairs learned so far "
                         f"{spread(average)}, forgetting {spread(fallen)}.")
     for name in ("C drift", "C shuffled"):
         found = [line["domains"] for line in lines[name]]
