@@ -118,8 +118,8 @@ def drift(lines):
         if found:
             average, fallen = ([run[key] for run in found] for key in ("average", "forgetting"))
             # A seed is an order of the classes, and some orders are harder.
-            seeds = " ".join(str(line["seed"]) for line in lines[name])
-            text.append(f"- {name}, seeds {seeds}: average accuracy over the pairs learned so far "
+            seeds = ("seed " if len(found) == 1 else "seeds ") + " ".join(str(line["seed"]) for line in lines[name])
+            text.append(f"- {name}, {seeds}: average accuracy over the pairs learned so far "
                         f"{spread(average)}, forgetting {spread(fallen)}.")
     for name in ("C drift", "C shuffled"):
         found = [line["domains"] for line in lines[name]]
